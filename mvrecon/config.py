@@ -1,0 +1,87 @@
+"""Every key of `mvrecon train`; the presets in configs/mvrecon are laid over these defaults."""
+
+from dataclasses import dataclass
+
+from shared.config import Schedule, key
+from shared.field import FieldConfig
+from shared.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The photos."""
+
+    root: str = key("", "folder of the scene")
+    format: str = key("dtu", "layout of that folder", choices=("dtu",))
+    downscale: int = key(1, "divide the photos' sides by this", minimum=1)
+    holdout: tuple[int, ...] = key((), "indices of photos kept out of training, for evaluation", minimum=0)
+    masks: bool = key(True, "use the object masks; without them a background is learnt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorConfig:
+    """The colour network."""
+
+    width: int = key(64, "width of the hidden layers", minimum=4)
+    layers: int = key(2, "hidden layers", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundConfig:
+    """The field outside the unit sphere, used without masks."""
+
+    width: int = key(32, "width of the hidden layers", minimum=4)
+    samples: int = key(12, "samples a ray", minimum=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Where on the rays the network is asked."""
+
+    scan: int = key(96, "steps of the scan through the cached distances", minimum=8)
+    importance: int = key(24, "samples a ray near the surface", minimum=2)
+    uniform: int = key(8, "samples a ray spread evenly", minimum=1)
+    volume: int = key(128, "nodes along an edge of the cached distances", minimum=16)
+    refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
+    band: float = key(0.04, "how near, in field units", minimum=0.0)
+    anneal: float = key(0.2, "fraction of the run until NeuS's slope is exact", minimum=0.0, maximum=1.0)
+    sharpest_proposal: float = key(300.0, "largest 1/s that proposals are drawn with", minimum=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights; each may be a number or [p0, v0, v1, p1] over the progress of the run."""
+
+    eikonal: Schedule = key(Schedule(0.1), "gradients of length one", minimum=0.0)
+    mask: Schedule = key(Schedule(0.1), "opacity agrees with the masks", minimum=0.0)
+    alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
+    alignment_points: int = key(512, "points a step for the alignment", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run."""
+
+    minutes: float | None = key(None, "length of the run in minutes", minimum=0.0)
+    steps: int | None = key(None, "length of the run in steps", minimum=1)
+    rays: int = key(256, "rays a step", minimum=1)
+    mask_share: float = key(0.9, "share of rays near the masks", minimum=0.0, maximum=1.0)
+    save_seconds: float = key(60.0, "seconds between checkpoints", minimum=0.0)
+    previews: int = key(4, "pictures of a held-out view during the run", minimum=0)
+    seed: int = key(0, "seed of everything random")
+    threads: int = key(0, "CPU threads; 0 means all cores", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run of `mvrecon train`."""
+
+    data: DataConfig = DataConfig()
+    field: FieldConfig = FieldConfig()
+    color: ColorConfig = ColorConfig()
+    background: BackgroundConfig = BackgroundConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    device: str = key("auto", "where to compute", choices=("auto", "cpu", "cuda"))

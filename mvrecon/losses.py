@@ -1,0 +1,68 @@
+"""The terms that `mvrecon train` minimises."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mvrecon.config import LossConfig
+from mvrecon.model import Rendering
+from mvrecon.rays import RayBatch
+from shared.field import Field, Geometry
+from shared.levelset import alignment_loss
+from shared.pull import pull
+
+
+def color_loss(
+    color: Float[Tensor, "r 3"], truth: Float[Tensor, "r 3"], mask: Float[Tensor, " r"] | None
+) -> Float[Tensor, ""]:
+    """L1 over the channels, mean over the rays, those inside the masks where there are masks (NeuS, eq. 15)."""
+    error = (color - truth).abs().sum(dim=1)
+    if mask is None:
+        return error.mean()
+    inside = (mask > 0.5).float()
+    return (error * inside).sum() / inside.sum().clamp_min(1)
+
+
+def eikonal_loss(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
+    """Mean of (|grad f| - 1)^2 (Gropp et al. 2020)."""
+    return (gradient.norm(dim=1) - 1).square().mean()
+
+
+def mask_loss(opacity: Float[Tensor, " r"], mask: Float[Tensor, " r"]) -> Float[Tensor, ""]:
+    """Binary cross-entropy between the rays' opacity and the masks (NeuS, eq. 17)."""
+    return F.binary_cross_entropy(opacity.clamp(1e-3, 1 - 1e-3), (mask > 0.5).float())
+
+
+def alignment_term(
+    field: Field, rendering: Rendering, count: int, active: int | None, generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """Level set alignment at `count` of the rendered samples, near the surface and far from it alike."""
+    x, known = rendering.points, rendering.geometry
+    chosen = torch.randint(len(x), (count,), device=x.device, generator=generator)
+    there = Geometry(known.sdf[chosen], known.gradient[chosen], known.feature[chosen])
+    pulled = pull(x[chosen], there.sdf, there.gradient)
+    return alignment_loss(there, field.geometry(pulled, active).gradient)
+
+
+def total_loss(
+    config: LossConfig,
+    field: Field,
+    batch: RayBatch,
+    rendering: Rendering,
+    progress: float,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The weighted sum and its terms by name. A term of weight zero is not computed."""
+    terms = {"color": color_loss(rendering.color, batch.color, batch.mask)}
+    total = terms["color"]
+    terms["eikonal"] = eikonal_loss(rendering.geometry.gradient)
+    total = total + config.eikonal(progress) * terms["eikonal"]
+    if batch.mask is not None and config.mask(progress) > 0:
+        terms["mask"] = mask_loss(rendering.opacity, batch.mask)
+        total = total + config.mask(progress) * terms["mask"]
+    if config.alignment(progress) > 0:
+        active = field.active(progress)
+        terms["alignment"] = alignment_term(field, rendering, config.alignment_points, active, generator)
+        total = total + config.alignment(progress) * terms["alignment"]
+    return total, terms

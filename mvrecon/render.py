@@ -1,0 +1,120 @@
+"""Novel views: colour, depth and normals of whole images, as pictures and films."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from mvrecon.cameras import Cameras, interpolate, orbit
+from mvrecon.checkpoint import LoadedRun
+from mvrecon.model import SurfaceModel
+from mvrecon.sampling import SdfVolume
+from mvrecon.scene import Scene
+from shared.errors import UserError
+from shared.run_folder import atomic_write, make_folder
+
+CHUNK = 8192
+FRAMES_PER_SECOND = 24
+FILM = (".mp4",)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One rendered image: RGB in 0..1, opacity of the surface, depth along z (field units), unit normals in camera axes."""
+
+    color: Float[np.ndarray, "h w 3"]
+    opacity: Float[np.ndarray, "h w"]
+    depth: Float[np.ndarray, "h w"]
+    normal: Float[np.ndarray, "h w 3"]
+
+
+@torch.no_grad()
+def render_view(model: SurfaceModel, volume: SdfVolume, cameras: Cameras, index: int, progress: float = 1.0) -> View:
+    """Render one whole view, in chunks of bounded memory."""
+    pixels = cameras.pixel_grid()
+    parts = []
+    for part in pixels.split(CHUNK):
+        view = torch.full((len(part),), index, dtype=torch.long, device=part.device)
+        origins, directions = cameras.rays(view, part)
+        rendering = model.render(volume, origins, directions, progress)
+        rotation = torch.as_tensor(cameras.cam_to_world[index, :, :3], dtype=torch.float32, device=part.device)
+        normal = torch.nn.functional.normalize(rendering.normal @ rotation, dim=1)
+        along = (directions @ rotation)[:, 2]
+        parts.append((rendering.color, rendering.opacity, rendering.depth * along, normal))
+    shape = (cameras.height, cameras.width)
+    color, opacity, depth, normal = (torch.cat(channel).cpu().numpy() for channel in zip(*parts))
+    return View(color.reshape(*shape, 3), opacity.reshape(shape), depth.reshape(shape), normal.reshape(*shape, 3))
+
+
+def picture(view: View) -> UInt8[np.ndarray, "h w3 3"]:
+    """Colour | normals | depth, side by side."""
+    return np.concatenate([color_picture(view), normal_picture(view), depth_picture(view)], axis=1)
+
+
+def color_picture(view: View) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB as 8 bits."""
+    return (view.color.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def normal_picture(view: View) -> UInt8[np.ndarray, "h w 3"]:
+    """Normals in camera axes with y up and z towards the viewer, on black."""
+    shown = (view.normal * [1, -1, -1] * 0.5 + 0.5) * view.opacity[..., None]
+    return (shown.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def depth_picture(view: View) -> UInt8[np.ndarray, "h w 3"]:
+    """Depth from white (near) to grey (far) over the range of this view, black where there is no surface."""
+    solid = view.opacity > 0.5
+    if not solid.any():
+        return np.zeros((*solid.shape, 3), np.uint8)
+    depth = view.depth / view.opacity.clip(1e-6)
+    near, far = np.quantile(depth[solid], [0.01, 0.99])
+    shade = (1 - 0.8 * (depth - near) / max(far - near, 1e-9)).clip(0, 1)
+    return np.repeat(np.where(solid, shade * 255, 0).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def path_cameras(scene: Scene, path: str, frames: int) -> Cameras:
+    """The cameras of `test`, `train`, `orbit` or `interpolate`. Raises UserError for another path or one without views."""
+    if path == "orbit":
+        return orbit(scene.cameras, frames)
+    if path == "interpolate":
+        return interpolate(scene.cameras, frames)
+    if path not in ("test", "train"):
+        raise UserError(f"--path {path}: unknown path; use test, train, orbit or interpolate")
+    views = scene.test if path == "test" else scene.train
+    if not len(views):
+        raise UserError(f"--path {path}: the run has no such views; use --path train, or train with --data.holdout")
+    return scene.cameras.select(views)
+
+
+def render_path(run: LoadedRun, cameras: Cameras, names: list[str], out: Path) -> None:
+    """Render every camera into folder `out` (NAME_color.png, NAME_normal.png, NAME_depth.png), or into one .mp4 film."""
+    views = ((name, render_view(run.model, run.volume, cameras, index)) for index, name in enumerate(names))
+    views = tqdm(views, total=len(names), desc="rendering", unit="view")
+    if out.suffix.lower() in FILM:
+        write_film((np.concatenate([color_picture(v), normal_picture(v)], axis=1) for _, v in views), out)
+        return
+    make_folder(out)
+    for name, view in views:
+        images = {"color": color_picture(view), "normal": normal_picture(view), "depth": depth_picture(view)}
+        for kind, image in images.items():
+            with atomic_write(out / f"{name}_{kind}.png") as file:
+                imageio.imwrite(file, image, format="png")
+
+
+def write_film(frames: Iterator[UInt8[np.ndarray, "h w 3"]], out: Path) -> None:
+    """H.264 in an .mp4 that browsers play, written aside and moved into place."""
+    make_folder(out.parent)
+    aside = out.with_name(f".{out.stem}.part{out.suffix}")
+    try:
+        with imageio.get_writer(aside, fps=FRAMES_PER_SECOND, codec="libx264", quality=8, macro_block_size=2) as writer:
+            for frame in frames:
+                writer.append_data(frame)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""Where on a ray to spend the network: proposals from a cached volume of signed distances.
+
+The volume is a coarse copy of the field. Reading it costs a trilinear look-up, so a ray can be scanned finely; the
+network is asked only near what the scan finds. The volume is refreshed near the surface every few steps.
+"""
+
+import torch
+import torch.nn.functional as F
+from collections.abc import Callable
+from jaxtyping import Float
+from torch import Tensor
+
+from mvrecon.density import neus_alpha
+from mvrecon.volume import composite
+
+SdfFunction = Callable[[Tensor], Tensor]
+
+
+class SdfVolume:
+    """Signed distances on the nodes of a `size`^3 lattice over [-1, 1]^3, `values[x, y, z]`."""
+
+    def __init__(self, size: int, device: torch.device):
+        line = torch.linspace(-1, 1, size, device=device)
+        self.nodes = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1).reshape(-1, 3)
+        self.inside = (self.nodes.norm(dim=1) < 1.05).nonzero()[:, 0]
+        self.values = torch.ones(size, size, size, device=device)
+
+    @torch.no_grad()
+    def refresh(self, sdf: SdfFunction, band: float | None = None, chunk: int = 65536) -> None:
+        """Ask the field again at every node of the ball, or only where the stored distance is below `band`."""
+        flat, where = self.values.view(-1), self.inside
+        if band is not None:
+            where = where[flat[where].abs() < band]
+        for part in where.split(chunk):
+            flat[part] = sdf(self.nodes[part])
+
+    def __call__(self, x: Float[Tensor, "r s 3"]) -> Float[Tensor, "r s"]:
+        """Trilinear distances at x."""
+        # grid_sample runs one thread per batch entry on a CPU, and names its axes back to front.
+        parts = torch.get_num_threads() if x.shape[0] % torch.get_num_threads() == 0 else 1
+        points = x.flip(-1).reshape(parts, 1, -1, x.shape[1], 3)
+        values = self.values.expand(parts, 1, *self.values.shape)
+        return F.grid_sample(values, points, align_corners=True, padding_mode="border").reshape(x.shape[:2])
+
+
+@torch.no_grad()
+def propose(
+    volume: SdfVolume,
+    origins: Float[Tensor, "r 3"],
+    directions: Float[Tensor, "r 3"],
+    bounds: tuple[Float[Tensor, " r"], Float[Tensor, " r"]],
+    counts: tuple[int, int, int],
+    inverse_width: float,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "r s"]:
+    """Sorted distances along rays where to ask the network.
+
+    `counts` are the steps of the scan through the volume, the samples drawn from the NeuS weights of that scan
+    (stratified), and the samples spread evenly between the bounds. Without a generator nothing is jittered.
+    """
+    scan, importance, uniform = counts
+    near, far = bounds
+    span = (far - near)[:, None]
+    rays, device = origins.shape[0], origins.device
+
+    def jitter(columns: int) -> Tensor:
+        if generator is None:
+            return torch.full((rays, columns), 0.5, device=device)
+        return torch.rand(rays, columns, device=device, generator=generator)
+
+    t = near[:, None] + span * (torch.arange(scan, device=device) + jitter(1)) / scan
+    sdf = volume(origins[:, None] + t[..., None] * directions[:, None])
+    step = span / scan
+    slope = (sdf[:, 1:] - sdf[:, :-1]) / (step + 1e-5)
+    # The steeper descent of two neighbouring sections, so that a surface between nodes is not missed (NeuS, supp. D.1).
+    slope = torch.minimum(slope, F.pad(slope[:, :-1], (1, 0))).clamp(-1e3, 0)
+    alpha = neus_alpha(0.5 * (sdf[:, 1:] + sdf[:, :-1]), slope, step.expand_as(slope), inverse_width)
+    weights = composite(alpha)[0] + 0.02 / scan
+    cumulative = F.pad(weights.cumsum(dim=1), (1, 0))
+    wanted = (torch.arange(importance, device=device) + jitter(importance)) / importance * cumulative[:, -1:]
+    index = (torch.searchsorted(cumulative, wanted, right=True) - 1).clamp(0, scan - 2)
+    fraction = (wanted - cumulative.gather(1, index)) / weights.gather(1, index)
+    near_surface = t.gather(1, index) + fraction.clamp(0, 1) * step
+    spread = near[:, None] + span * (torch.arange(uniform, device=device) + jitter(1)) / uniform
+    return torch.cat([near_surface, spread], dim=1).sort(dim=1).values

@@ -1,0 +1,69 @@
+"""`mvrecon train`: photos to a trained field, and its mesh."""
+
+import copy
+from pathlib import Path
+
+import torch
+
+from mvrecon.checkpoint import KIND
+from mvrecon.config import Config
+from mvrecon.datasets import load
+from mvrecon.mesh import surface_mesh
+from mvrecon.render import picture, render_view
+from mvrecon.scene import Scene
+from mvrecon.trainer import Trainer
+from shared.config import to_yaml
+from shared.errors import UserError
+from shared.loop import fit, restore, use_threads
+from shared.mesh import save_mesh
+from shared.run_folder import open_run
+from shared.runtime import Budget, choose_device
+
+PREVIEW_WIDTH = 200
+MESH_RESOLUTION = 512
+
+
+def train(config: Config, out: Path, resume: bool = False) -> bool:
+    """Train, or continue, the run in folder `out`; returns whether it reached the end of its budget."""
+    device = choose_device(config.device)
+    use_threads(config.train.threads)
+    if config.train.minutes is None and config.train.steps is None:
+        raise UserError("--train.minutes: missing; say how long to train, with --train.minutes or --train.steps")
+    scene = load(config.data)
+    trainer = Trainer(config, scene, device)
+    _compile(trainer)
+    budget = Budget(config.train.steps, config.train.minutes)
+    run = open_run(out, resume, to_yaml(config))
+    extra = restore(trainer, run, budget, KIND) if resume else {}
+    extra.update(frame=_frame(scene), device=str(device))
+    views = len(scene.train), len(scene.test)
+    print(f"{config.data.root}: {views[0]} photos to train on, {views[1]} held out, {scene.view_size[0]}x{scene.view_size[1]}")
+    backend = getattr(trainer.model.field, "backend", "autograd")
+    print(f"{out}: {config.field.backbone} field, {backend} backend, {device}, {torch.get_num_threads()} threads")
+
+    def preview(step: int) -> None:
+        view = int(scene.test[0] if len(scene.test) else scene.train[0])
+        cameras = scene.cameras.select([view]).resized(PREVIEW_WIDTH / scene.cameras.width).to(device)
+        run.image("view", step, picture(render_view(trainer.model, trainer.volume, cameras, 0)))
+
+    finished = fit(
+        trainer, run, budget, KIND, config.train.save_seconds, extra, preview=preview, previews=config.train.previews
+    )
+    if finished:
+        preview(budget.steps)
+        mesh = surface_mesh(trainer.model, scene.to_world, MESH_RESOLUTION, device)
+        save_mesh(mesh, out / "mesh.ply")
+        print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {budget.steps} steps in {budget.seconds:.0f} s")
+    run.close()
+    return finished
+
+
+def _compile(trainer: Trainer) -> None:
+    """Run every kernel once and undo what that did: the budget should not pay for compiling them."""
+    before = copy.deepcopy(trainer.state_dict())
+    trainer.step(0.0)
+    trainer.load_state_dict(before)
+
+
+def _frame(scene: Scene) -> list[float]:
+    return [scene.to_world.scale, *scene.to_world.translation]

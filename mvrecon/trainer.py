@@ -1,0 +1,75 @@
+"""One training step of a scene, and all the state that a later step depends on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvrecon.config import Config
+from mvrecon.losses import total_loss
+from mvrecon.model import SurfaceModel
+from mvrecon.rays import RayPool
+from mvrecon.sampling import SdfVolume
+from mvrecon.scene import Scene
+from shared.optim import Optimisers
+
+# The whole volume is asked again this many refreshes apart: the field also changes far from its surface, but slowly.
+FULL_REFRESH = 16
+# At the start it changes everywhere.
+EARLY, EARLY_REFRESH = 0.1, 4
+
+
+class Trainer:
+    """Model, cached distances, optimisers and random generator of one run."""
+
+    def __init__(self, config: Config, scene: Scene, device: torch.device):
+        torch.manual_seed(config.train.seed)
+        self.config = config
+        self.device = device
+        self.model = SurfaceModel(config, scene.masks is None, device)
+        self.volume = SdfVolume(config.sampling.volume, device)
+        self.pool = RayPool(scene, config.train.mask_share, device)
+        self.generator = torch.Generator(device).manual_seed(config.train.seed)
+        self.optimisers = Optimisers(self.model, config.optim, constant=("sharpness",))
+        self.steps = 0
+
+    def step(self, progress: float) -> dict[str, Tensor]:
+        """Draw rays, render, and move every parameter once. Returns the loss terms, detached, still on the device."""
+        self._refresh(progress)
+        batch = self.pool.draw(self.config.train.rays, self.generator)
+        rendering = self.model.render(self.volume, batch.origins, batch.directions, progress, self.generator)
+        loss, terms = total_loss(self.config.loss, self.model.field, batch, rendering, progress, self.generator)
+        self.optimisers.step(loss, progress)
+        self.steps += 1
+        return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def refresh_volume(self, progress: float, band: float | None = None) -> None:
+        """Bring the cached distances up to date, everywhere or within `band` of the surface."""
+        active = self.model.field.active(progress)
+        self.volume.refresh(lambda x: self.model.field.sdf(x, active), band)
+
+    def _refresh(self, progress: float) -> None:
+        refresh = self.config.sampling.refresh
+        if self.steps % refresh:
+            return
+        count = self.steps // refresh
+        everywhere = count % FULL_REFRESH == 0 or (progress < EARLY and count % EARLY_REFRESH == 0)
+        self.refresh_volume(progress, None if everywhere else self.config.sampling.band)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; see `load_state_dict`."""
+        return {
+            "model": self.model.state_dict(),
+            "optimisers": self.optimisers.state_dict(),
+            "volume": self.volume.values,
+            "generator": self.generator.get_state(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimisers.load_state_dict(state["optimisers"])
+        self.volume.values.copy_(state["volume"])
+        self.generator.set_state(state["generator"])
+        self.steps = state["steps"]

@@ -1,0 +1,50 @@
+"""A fit read back from its folder, for meshing and evaluation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pointrecon.config import Config
+from shared.checkpoint import latest_checkpoint
+from shared.config import read_config
+from shared.errors import UserError
+from shared.field import Field, build_field
+from shared.geometry import Similarity
+from shared.loop import made, use_threads
+from shared.runtime import choose_device
+
+KIND = "pointrecon"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """What a run folder holds: its config, the field, the frame of the cloud, and how it was made."""
+
+    folder: Path
+    config: Config
+    field: Field
+    to_world: Similarity
+    device: torch.device
+    made: dict[str, Any]
+
+
+def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
+    """Read a run folder; the device is the config's unless one is named.
+
+    Raises UserError when there is no run, no readable checkpoint, or the checkpoint does not fit the config.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: holds no run; give the folder that `pointrecon fit --out` made")
+    config = read_config(Config, folder / "config.yaml")
+    device = choose_device(device_name or config.device)
+    use_threads(config.train.threads)
+    checkpoint = latest_checkpoint(folder, KIND)
+    field = build_field(config.field, device)
+    try:
+        field.load_state_dict(checkpoint.state["trainer"]["field"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file") from error
+    scale, x, y, z = checkpoint.state["frame"]
+    return LoadedRun(folder, config, field.eval(), Similarity(scale, (x, y, z)), device, made(checkpoint.state))

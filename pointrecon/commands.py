@@ -1,0 +1,86 @@
+"""The command line of `pointrecon`: fit, mesh, eval."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from shared.config import Parser, add_config_arguments, read_config
+from shared.errors import UserError, main_guard
+from shared.loop import one_budget
+
+
+def build_parser() -> Parser:
+    """All commands and options, with their help."""
+    from pointrecon.config import Config
+
+    parser = Parser(prog="pointrecon", description="A point cloud to a surface; no normals needed.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    fit = commands.add_parser("fit", help="fit a surface to a cloud")
+    fit.add_argument("cloud", nargs="?", type=Path, help="PLY, XYZ, TXT, CSV, NPY, NPZ or OBJ file")
+    fit.add_argument("--config", type=Path, help="a preset, such as configs/pointrecon/fast.yaml")
+    fit.add_argument("--out", type=Path, required=True, help="folder of the run; the surface is RUN/mesh.ply")
+    fit.add_argument("--resume", action="store_true", help="continue the run in --out")
+    add_config_arguments(fit, Config)
+    mesh = commands.add_parser("mesh", help="extract the surface of a run again")
+    mesh.add_argument("run", type=Path, help="folder of a run")
+    mesh.add_argument("--resolution", type=int, default=384, help="cells along an edge of the box (default 384)")
+    mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
+    evaluate = commands.add_parser("eval", help="measure a run or a mesh; prints a table")
+    evaluate.add_argument("run", type=Path, metavar="RUN|MESH", help="folder of a run (writes RUN/eval.json) or a mesh file")
+    evaluate.add_argument("--gt", type=Path, required=True, metavar="MESH|CLOUD", help="the exact mesh, or points on the surface")
+    for command in commands.choices.values():
+        if command is not fit:
+            command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: as fitted)")
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def run_fit(args: argparse.Namespace) -> int:
+    """`pointrecon fit`: exit code 0, or 130 when it was interrupted (and saved)."""
+    from pointrecon.config import Config
+    from pointrecon.fit import fit
+
+    file = args.out / "config.yaml" if args.resume and args.config is None else args.config
+    if args.resume and file is not None and not file.is_file():
+        raise UserError(f"{args.out}: holds no run to resume; give the folder of an earlier run, or drop --resume")
+    overrides = [*one_budget(args.overrides), *([("cloud", str(args.cloud))] if args.cloud is not None else [])]
+    config = read_config(Config, file, overrides)
+    if not config.cloud:
+        raise UserError("CLOUD: missing; give the file of the point cloud")
+    return 0 if fit(config, args.out, args.resume) else 130
+
+
+def run_mesh(args: argparse.Namespace) -> None:
+    """`pointrecon mesh`."""
+    from pointrecon.checkpoint import load_run
+    from pointrecon.fit import field_mesh
+    from shared.mesh import save_mesh
+
+    if args.resolution < 8:
+        raise UserError(f"--resolution {args.resolution}: too small; use 8 or more")
+    run = load_run(args.run, args.device)
+    out = args.out or run.folder / "mesh.ply"
+    mesh = field_mesh(run.field, run.to_world, args.resolution, run.device)
+    save_mesh(mesh, out)
+    print(f"{out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces")
+
+
+def run_eval(args: argparse.Namespace) -> None:
+    """`pointrecon eval`."""
+    from pointrecon.evaluate import evaluate
+    from shared.report import write_report
+
+    write_report(evaluate(args.run, args.gt, args.device), args.run / "eval.json" if args.run.is_dir() else None)
+
+
+COMMANDS = {"fit": run_fit, "mesh": run_mesh, "eval": run_eval}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the console command; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    return main_guard(lambda: COMMANDS[args.command](args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

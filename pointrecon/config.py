@@ -1,0 +1,57 @@
+"""Every key of `pointrecon fit`; the presets in configs/pointrecon are laid over these defaults."""
+
+from dataclasses import dataclass
+
+from shared.config import Schedule, key
+from shared.field import FieldConfig
+from shared.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryConfig:
+    """Where the field is asked around the cloud (Neural-Pull, section 3)."""
+
+    batch: int = key(8192, "queries a step", minimum=16)
+    neighbours: int = key(4, "the queries' spread is the distance to this nearest neighbour", minimum=1)
+    factor: float = key(1.0, "times this", minimum=0.0)
+    space_share: float = key(0.1, "share of the queries drawn from all of space", minimum=0.0, maximum=0.9)
+    pool: int = key(500_000, "queries held ready with their nearest points", minimum=1000)
+    refresh: int = key(20, "steps between renewals of a part of the pool", minimum=1)
+    renewed: int = key(10_000, "queries renewed at a time", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Weights; each may be a number or [p0, v0, v1, p1] over the progress of the run."""
+
+    squared: bool = key(False, "squared distances, as the paper prints; plain distances fit finer detail")
+    space: Schedule = key(Schedule(0.3), "pull of the queries from all of space", minimum=0.0)
+    alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
+    alignment_points: int = key(2048, "queries a step for the alignment", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The run."""
+
+    minutes: float | None = key(None, "length of the run in minutes", minimum=0.0)
+    steps: int | None = key(None, "length of the run in steps", minimum=1)
+    cell: float = key(1.75, "finest grid cell in units of the cloud's spacing; 0 takes field.finest", minimum=0.0)
+    save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
+    resolution: int = key(384, "nodes along an edge of the box for mesh.ply", minimum=8)
+    seed: int = key(0, "seed of everything random")
+    threads: int = key(0, "CPU threads; 0 means all cores", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run of `pointrecon fit`."""
+
+    cloud: str = key("", "the cloud's file; the command's argument")
+    # A coarse start: a grid that begins at 16 cells finds false sheets far from the cloud.
+    field: FieldConfig = FieldConfig(levels=12, base=4, finest=256, first_levels=1, open_levels=0.6, feature=0)
+    queries: QueryConfig = QueryConfig()
+    loss: PullConfig = PullConfig()
+    optim: OptimConfig = OptimConfig(warmup=0.03, final=0.02)
+    train: FitConfig = FitConfig()
+    device: str = key("auto", "where to compute", choices=("auto", "cpu", "cuda"))

@@ -1,0 +1,95 @@
+"""`pointrecon fit`: a cloud to a field and its mesh."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from pointrecon.checkpoint import KIND
+from pointrecon.config import Config
+from shared.pointcloud import read_cloud
+from pointrecon.trainer import Trainer
+from shared.config import to_yaml
+from shared.errors import UserError
+from shared.field import Field
+from shared.geometry import Similarity, fit_box
+from shared.loop import fit as run_loop
+from shared.loop import restore, use_threads
+from shared.mesh import Mesh, keep_components, save_mesh
+from shared.meshing import extract_mesh
+from shared.run_folder import open_run
+from shared.runtime import Budget, choose_device
+
+# Parts with less than this share of the faces are specks.
+SPECK = 0.01
+
+
+def fit(config: Config, out: Path, resume: bool = False) -> bool:
+    """Fit, or continue to fit, the cloud into folder `out`; returns whether the budget was used up."""
+    device = choose_device(config.device)
+    use_threads(config.train.threads)
+    if config.train.minutes is None and config.train.steps is None:
+        raise UserError("--train.minutes: missing; say how long to train, with --train.minutes or --train.steps")
+    cloud = read_cloud(config.cloud)
+    print(cloud.summary())
+    to_world = fit_box(cloud.points)
+    points = to_world.to_unit(cloud.points)
+    config = adapt(config, points)
+    trainer = Trainer(config, points, device)
+    _compile(trainer)
+    budget = Budget(config.train.steps, config.train.minutes)
+    run = open_run(out, resume, to_yaml(config))
+    extra = restore(trainer, run, budget, KIND) if resume else {}
+    frame = [to_world.scale, *to_world.translation]
+    extra.update(frame=frame, device=str(device))
+    finished = run_loop(trainer, run, budget, KIND, config.train.save_seconds, extra)
+    if finished:
+        mesh = field_mesh(trainer.field, to_world, config.train.resolution, device)
+        save_mesh(mesh, out / "mesh.ply")
+        print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {budget.steps} steps in {budget.seconds:.0f} s")
+    run.close()
+    return finished
+
+
+def adapt(config: Config, points: NDArray[np.float64]) -> Config:
+    """The config with the finest grid cell set from the cloud's spacing (points in field space)."""
+    if config.train.cell == 0:
+        return config
+    finest = round(2 / (config.train.cell * spacing(points)))
+    return replace(config, field=replace(config.field, finest=int(np.clip(finest, 4 * config.field.base, 1024))))
+
+
+def spacing(points: NDArray[np.float64], sample: int = 20_000) -> float:
+    """Median over a sample of the cloud of the mean distance to the three nearest neighbours."""
+    some = points[:: max(1, len(points) // sample)]
+    distances, _ = cKDTree(points).query(some, k=[2, 3, 4], workers=torch.get_num_threads())
+    return float(np.median(distances.mean(axis=1)))
+
+
+def field_mesh(field: Field, to_world: Similarity, resolution: int, device: torch.device) -> Mesh:
+    """The zero level set in the cloud's frame, with vertex normals, without specks."""
+
+    def sdf(x: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+        with torch.no_grad():
+            return field.sdf(x)
+
+    mesh = keep_components(extract_mesh(sdf, resolution, device=device), SPECK)
+    normals = [np.empty((0, 3))]
+    for x in torch.from_numpy(mesh.vertices.astype(np.float32)).to(device).split(65536):
+        with torch.no_grad():
+            gradient = field.geometry(x).gradient
+        normals.append(torch.nn.functional.normalize(gradient, dim=1).cpu().numpy().astype(np.float64))
+    return replace(mesh, normals=np.concatenate(normals)).to_world(to_world)
+
+
+def _compile(trainer: Trainer) -> None:
+    """Run every kernel once and undo what that did: the budget should not pay for compiling them."""
+    before = copy.deepcopy(trainer.state_dict())
+    trainer.step(0.0)
+    trainer.load_state_dict(before)

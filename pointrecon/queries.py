@@ -1,0 +1,156 @@
+"""Queries around a cloud, each with the nearest cloud point as its target (Ma et al. 2021, Neural-Pull, section 3).
+
+q = p + N(0, (factor sigma_p)^2) with sigma_p the distance from p to its k-th neighbour, so queries are dense where
+the cloud is. A share of `space` queries covers the rest of the box, where nothing else fixes the sign.
+"""
+
+import json
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+EDGE = 0.999  # queries stay just inside the box [-1, 1]^3 that the field is defined on
+SPACE_SPREAD = 0.1  # standard deviation of the space queries that surround the cloud
+SMALLEST_SIGMA = 1e-5  # more than k coincident points must not put a query exactly on its own target
+CHUNK = 100_000  # rows per nearest-neighbour search, which bounds its memory
+
+
+class QuerySampler:
+    """Batches of (query, nearest point) from a pool that is drawn once and renewed piece by piece.
+
+    points: (N, 3) in field space, N >= 2. neighbours: k of sigma, at most N - 1. factor: multiplies sigma.
+    space_share: fraction of every batch that is drawn from all of space. pool: queries held, 24 bytes each.
+    The generator belongs to the sampler from here on; equal generators give equal batches.
+    """
+
+    def __init__(
+        self,
+        points: ArrayLike,
+        generator: np.random.Generator,
+        neighbours: int = 50,
+        factor: float = 1.0,
+        space_share: float = 0.1,
+        pool: int = 500_000,
+    ) -> None:
+        self.points = np.ascontiguousarray(points, dtype=np.float32)
+        if self.points.ndim != 2 or self.points.shape[1] != 3 or len(self.points) < 2:
+            raise ValueError(f"points of shape {self.points.shape}, not (N >= 2, 3)")
+        if not 0 <= space_share < 1:
+            raise ValueError(f"space_share {space_share} is not in [0, 1)")
+        self.generator = generator
+        self.neighbours = min(neighbours, len(self.points) - 1)
+        self.factor = factor
+        self.space_share = space_share
+        # Midpoint splits answer queries far from the cloud four times faster than the default median splits.
+        self.tree = cKDTree(self.points, balanced_tree=False, compact_nodes=False)
+        self._ordered = self.points[self.tree.indices]  # neighbours in space are neighbours in memory
+        self._sigma = np.full(len(self.points), np.nan, dtype=np.float32)  # of _ordered, filled in as points are drawn
+        space = round(pool * space_share)
+        self._near = _Pool(pool - space)
+        self._space = _Pool(space)
+        self.refresh(pool)
+
+    def batch(self, n: int) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"], Bool[Tensor, " n"]]:
+        """n queries, their nearest cloud points, and which are space queries; the near-surface ones come first."""
+        space = round(n * self.space_share) if len(self._space.queries) else 0
+        near_rows = self.generator.integers(len(self._near.queries), size=n - space)
+        space_rows = self.generator.integers(max(len(self._space.queries), 1), size=space)
+        queries = np.concatenate([self._near.queries[near_rows], self._space.queries[space_rows]])
+        targets = np.concatenate([self._near.targets[near_rows], self._space.targets[space_rows]])
+        return torch.from_numpy(queries), torch.from_numpy(targets), torch.arange(n) >= n - space
+
+    def refresh(self, count: int = CHUNK // 2) -> None:
+        """Draw the `count` oldest queries of the pool anew, at most all of them; space queries in proportion."""
+        total = len(self._near.queries) + len(self._space.queries)
+        count = min(count, total)
+        space = round(count * len(self._space.queries) / total)
+        for start in range(0, count - space, CHUNK):
+            queries = self._near_surface(min(CHUNK, count - space - start))
+            self._near.replace(queries, self._nearest(queries))
+        for start in range(0, space, CHUNK):
+            queries = self._in_space(min(CHUNK, space - start))
+            self._space.replace(queries, self._nearest(queries))
+
+    def spacing(self) -> float:
+        """Median over the cloud (at most 100,000 of its points) of the mean distance to the 3 nearest neighbours."""
+        every = -(-len(self.points) // CHUNK)
+        columns = list(range(2, min(4, len(self.points)) + 1))  # the first neighbour is the point itself
+        distances, _ = self.tree.query(self.points[::every], k=columns, workers=torch.get_num_threads())
+        return float(np.median(distances.mean(axis=1)))
+
+    def state_dict(self) -> dict[str, Tensor | str | int]:
+        """All that decides the batches to come, in types that torch.load(weights_only=True) accepts."""
+        return {
+            "generator": json.dumps(self.generator.bit_generator.state),
+            **self._near.state("near"),
+            **self._space.state("space"),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor | str | int]) -> None:
+        """Continue where `state_dict` was taken. The sampler must have been built with the same arguments.
+
+        Raises ValueError where the pool is of another size.
+        """
+        self._near.load(state, "near")
+        self._space.load(state, "space")
+        self.generator.bit_generator.state = json.loads(str(state["generator"]))
+
+    def _near_surface(self, n: int) -> NDArray[np.float32]:
+        rows = np.sort(self.generator.integers(len(self.points), size=n))  # searches in spatial order are 3x faster
+        noise = self.generator.standard_normal((n, 3), dtype=np.float32)
+        return _clip(self._ordered[rows] + noise * (self.factor * self._sigma_of(rows))[:, None])
+
+    def _in_space(self, n: int) -> NDArray[np.float32]:
+        """Half uniform in the box, half around the cloud."""
+        uniform = self.generator.uniform(-1.0, 1.0, (n // 2, 3)).astype(np.float32)
+        rows = np.sort(self.generator.integers(len(self.points), size=n - n // 2))
+        noise = self.generator.standard_normal((n - n // 2, 3), dtype=np.float32)
+        return _clip(np.concatenate([uniform, self._ordered[rows] + SPACE_SPREAD * noise]))
+
+    def _sigma_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        missing = np.unique(rows[np.isnan(self._sigma[rows])])
+        for start in range(0, len(missing), CHUNK):
+            part = missing[start : start + CHUNK]
+            # A list of one k returns that neighbour alone, not the k - 1 nearer ones: memory stays flat in k.
+            distances, _ = self.tree.query(
+                self._ordered[part], k=[self.neighbours + 1], workers=torch.get_num_threads()
+            )
+            self._sigma[part] = np.maximum(distances[:, 0], SMALLEST_SIGMA)
+        return self._sigma[rows]
+
+    def _nearest(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        _, index = self.tree.query(queries, workers=torch.get_num_threads())
+        return self.points[index]
+
+
+class _Pool:
+    """A ring of (query, target) pairs: `replace` overwrites the oldest."""
+
+    def __init__(self, size: int) -> None:
+        self.queries = np.zeros((size, 3), dtype=np.float32)
+        self.targets = np.zeros((size, 3), dtype=np.float32)
+        self.oldest = 0
+
+    def replace(self, queries: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
+        rows = (self.oldest + np.arange(len(queries))) % len(self.queries)
+        self.queries[rows], self.targets[rows] = queries, targets
+        self.oldest = int(rows[-1] + 1) % len(self.queries)
+
+    def state(self, name: str) -> dict[str, Tensor | str | int]:
+        pairs = torch.from_numpy(np.stack([self.queries, self.targets]))
+        return {f"{name}_pairs": pairs, f"{name}_oldest": self.oldest}
+
+    def load(self, state: dict[str, Tensor | str | int], name: str) -> None:
+        pairs = torch.as_tensor(state[f"{name}_pairs"]).cpu().numpy()
+        if pairs.shape[1:] != self.queries.shape:
+            raise ValueError(f"a pool of {pairs.shape[1]} {name} queries, not {len(self.queries)}")
+        self.queries, self.targets = pairs[0].copy(), pairs[1].copy()
+        self.oldest = int(state[f"{name}_oldest"])
+
+
+def _clip(queries: NDArray[np.floating]) -> NDArray[np.float32]:
+    return np.clip(queries, -EDGE, EDGE).astype(np.float32)

@@ -1,0 +1,143 @@
+"""The training loop of both doors: steps until the budget is spent, with logs, previews and checkpoints on the way."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from shared.checkpoint import latest_checkpoint, save_checkpoint
+from shared.errors import UserError
+from shared.run_folder import Run
+from shared.runtime import Budget, Interrupt, ProgressBar, peak_memory_mb
+
+LOG_EVERY = 50
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """What the loop needs of a door's trainer. `step` returns loss terms, still on the device; "loss" is the total."""
+
+    def step(self, progress: float) -> dict[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Meter:
+    """Means of the terms between two log lines. Part of the checkpoint, so that a resumed run logs the same means."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Count one step's terms, without waiting for the device."""
+        self.sums = {name: self.sums[name] + term if name in self.sums else term for name, term in terms.items()}
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+def fit(
+    trainer: Trainer,
+    run: Run,
+    budget: Budget,
+    kind: str,
+    save_seconds: float,
+    extra: dict[str, Any],
+    preview: Callable[[int], None] | None = None,
+    previews: int = 0,
+) -> bool:
+    """Train until the budget is spent, or until Ctrl-C; save at the end either way. Returns whether it was finished.
+
+    `extra` goes into every checkpoint beside the trainer's state; `preview(step)` is called `previews` times, evenly.
+    Raises UserError when the loss is not finite: the last checkpoint is then from before.
+    """
+    meter, saved = Meter(), time.monotonic()
+    if "meter" in extra:
+        meter.sums, meter.count = dict(extra["meter"]["sums"]), extra["meter"]["count"]
+    shown = int(budget.progress * previews)
+
+    def save() -> None:
+        state = {"trainer": trainer.state_dict(), "budget": budget.state_dict(), **extra}
+        state["peak_memory_mb"] = peak_memory_mb(torch.device(extra["device"]))
+        state["meter"] = {"sums": dict(meter.sums), "count": meter.count}
+        save_checkpoint(run.folder, kind, budget.steps, state)
+
+    with Interrupt() as interrupt, ProgressBar(budget) as bar:
+        budget.start()
+        while not (budget.done or interrupt.requested):
+            meter.add(trainer.step(budget.progress))
+            budget.step()
+            if budget.steps % LOG_EVERY == 0:
+                means = meter.take()
+                if not means["loss"] < float("inf"):
+                    raise UserError(f"{run.folder}: the loss is {means['loss']} at step {budget.steps}; lower the learning rates")
+                run.log(budget.steps, means, budget.seconds)
+                bar.update(means["loss"])
+                if time.monotonic() - saved > save_seconds:
+                    save()
+                    saved = time.monotonic()
+            if preview is not None and int(budget.progress * previews) > shown and not budget.done:
+                shown = int(budget.progress * previews)
+                preview(budget.steps)
+        budget.stop()
+    save()
+    if interrupt.requested:
+        print(f"stopped at step {budget.steps}; continue with --resume --out {run.folder}", file=sys.stderr)
+    return not interrupt.requested
+
+
+def restore(trainer: Trainer, run: Run, budget: Budget, kind: str) -> dict[str, Any]:
+    """Put trainer, budget and logs back to the newest readable checkpoint; returns what else was in it.
+
+    A run killed before its first checkpoint starts again from the beginning.
+    """
+    if not any((run.folder / "checkpoints").glob("step_*.pt")):
+        run.rewind(0)
+        return {}
+    checkpoint = latest_checkpoint(run.folder, kind)
+    state = dict(checkpoint.state)
+    try:
+        trainer.load_state_dict(state.pop("trainer"))
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint.path}: holds another model than the config describes; resume with the run's own config.yaml"
+        ) from error
+    budget.load_state_dict(state.pop("budget"))
+    run.rewind(checkpoint.step)
+    return state
+
+
+def made(state: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint came to be, for eval.json: train_seconds, steps, device, peak_memory_mb."""
+    return {
+        "train_seconds": round(state["budget"]["seconds"], 1),
+        "steps": state["budget"]["steps"],
+        "device": state["device"],
+        "peak_memory_mb": round(state["peak_memory_mb"]),
+    }
+
+
+def one_budget(overrides: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A length given on the command line, in steps or in minutes, replaces the other kind in the preset."""
+    named = {name for name, _ in overrides}
+    other = {"train.steps": "train.minutes", "train.minutes": "train.steps"}
+    return [*overrides, *((other[name], "none") for name in named if name in other and other[name] not in named)]
+
+
+def use_threads(count: int) -> None:
+    """Give torch and the kernels this many threads; 0 means every core that the process may use."""
+    from shared.encoding import cpu
+
+    if count > 0:
+        torch.set_num_threads(count)
+    cpu.set_threads(torch.get_num_threads())

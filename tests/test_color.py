@@ -1,0 +1,28 @@
+"""Spherical harmonics are orthonormal; colours are colours."""
+
+import numpy as np
+import torch
+
+from mvrecon.color import ColorNetwork, spherical_harmonics
+
+
+def test_the_harmonics_are_orthonormal_over_the_sphere():
+    """By a product rule that is exact for the degrees at hand."""
+    z, weights = np.polynomial.legendre.leggauss(8)
+    azimuth = np.arange(16) * 2 * np.pi / 16
+    z, azimuth = (a.ravel() for a in np.meshgrid(z, azimuth, indexing="ij"))
+    radius = np.sqrt(1 - z**2)
+    directions = torch.from_numpy(np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1))
+    area = torch.from_numpy(np.repeat(weights, 16) * 2 * np.pi / 16)
+    values = spherical_harmonics(directions)
+    torch.testing.assert_close(values.T @ (area[:, None] * values), torch.eye(16).double(), atol=1e-6, rtol=0)
+
+
+def test_colours_depend_on_every_input_and_lie_in_range():
+    torch.manual_seed(0)
+    network = ColorNetwork(feature=5, width=16, layers=2)
+    inputs = [torch.randn(30, n, requires_grad=True) for n in (3, 3, 16, 5)]
+    colors = network(*inputs)
+    assert colors.shape == (30, 3) and 0 < float(colors.detach().min()) and float(colors.detach().max()) < 1
+    colors.sum().backward()
+    assert all((part.grad != 0).any(dim=0).all() for part in inputs)

@@ -1,0 +1,173 @@
+"""The reference against finite differences and a naive hash; the kernels against the reference."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from shared.encoding import HashGrid, choose_backend, encode, interpolate
+from shared.errors import UserError
+
+DENSE = HashGrid(levels=1, base=4, finest=4, log2_entries=8)
+MIXED = HashGrid(levels=4, base=2, finest=40, log2_entries=10)
+TINY = HashGrid(levels=2, base=1, finest=5, log2_entries=3)  # one dense level, one hashed
+
+
+def table_of(grid: HashGrid, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(grid.entries, 2, dtype=dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+def points(count: int, seed: int = 0) -> Tensor:
+    return 2 * torch.rand(count, 3, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def borders(grid: HashGrid) -> Tensor:
+    """Nodes of every level, faces, edges and corners of the box, and points outside it."""
+    nodes = [torch.tensor([-1.0, -1 + 2 / r, 0.0, 1 - 2 / r, 1.0]) for r in grid.resolutions]
+    line = torch.cat([torch.cat(nodes).unique(), torch.tensor([-1.5, -1 - 1e-6, 1 + 1e-6, 3.0, 0.37])])
+    return torch.stack([line, line.roll(1), line.roll(5)], dim=1)
+
+
+def test_resolutions_grow_geometrically_and_offsets_add_up():
+    assert HashGrid(levels=5, base=4, finest=64, log2_entries=10).resolutions == (4, 8, 16, 32, 64)
+    grid = HashGrid(levels=3, base=4, finest=16, log2_entries=10)
+    assert grid.offsets == (0, 125, 125 + 729, 125 + 729 + 1024)
+    assert grid.entries == 1878
+    assert [grid.is_dense(level) for level in range(3)] == [True, True, False]
+
+
+def test_entries_equal_a_naive_hash():
+    node = torch.randint(0, 41, (200, 3), generator=torch.Generator().manual_seed(0))
+    naive = [MIXED.offsets[3] + ((x ^ (y * 2654435761) ^ (z * 805459861)) % 2**32) % 1024 for x, y, z in node.tolist()]
+    assert MIXED.entry(3, node).tolist() == naive
+    dense = [(x * 3 + y) * 3 + z for x in range(3) for y in range(3) for z in range(3)]
+    lattice = torch.cartesian_prod(*[torch.arange(3)] * 3)
+    assert MIXED.entry(0, lattice).tolist() == dense == list(range(27))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_features_equal_naive_interpolation(backend: str):
+    table, x = table_of(MIXED), points(20)
+    features, _ = encode(x, table, MIXED, backend=backend)
+    for n in range(len(x)):
+        for level, resolution in enumerate(MIXED.resolutions):
+            position = [(float(c) + 1) * resolution / 2 for c in x[n]]
+            expected = torch.zeros(2)
+            for corner in range(8):
+                weight, node = 1.0, []
+                for axis in range(3):
+                    bit, cell = corner >> axis & 1, int(position[axis])
+                    weight *= position[axis] - cell if bit else 1 - position[axis] + cell
+                    node.append(cell + bit)
+                expected += weight * table[MIXED.entry(level, torch.tensor(node))].detach()
+            torch.testing.assert_close(features[n, 2 * level : 2 * level + 2], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_jacobian_is_the_finite_difference_of_the_features(backend: str):
+    grid, table, step = DENSE, table_of(DENSE), 1e-3
+    x = (points(50) * 2).round() / 2 + 0.2  # 0.2 from the cells' borders
+    x = x.clamp(-0.8, 0.8)
+    _, jacobian = encode(x, table, grid, backend=backend)
+    for axis in range(3):
+        offset = step * torch.eye(3)[axis]
+        ahead, behind = (interpolate(x + s * offset, table, grid, backend=backend) for s in (1, -1))
+        torch.testing.assert_close(jacobian[:, axis], (ahead - behind) / (2 * step), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_gradients_of_the_reference_to_second_order(output: int):
+    table = table_of(TINY, torch.float64)
+    x = points(3).double().requires_grad_()
+
+    def one(x: Tensor, table: Tensor) -> Tensor:
+        return encode(x, table, TINY)[output]
+
+    assert gradcheck(one, (x, table))
+    assert gradgradcheck(one, (x, table))
+
+
+def both(x: Tensor, grid: HashGrid, active: int | None, with_features: bool = True) -> list[list[Tensor]]:
+    """Outputs and gradients of one random linear loss, for the reference and the kernels."""
+    results = []
+    for backend in ("reference", "cpu"):
+        at, table = x.clone().requires_grad_(), table_of(grid)
+        features, jacobian = encode(at, table, grid, active, backend)
+        weights = torch.Generator().manual_seed(2)
+        loss = (jacobian * torch.randn(jacobian.shape, generator=weights)).sum()
+        if with_features:
+            loss = loss + (features * torch.randn(features.shape, generator=weights)).sum()
+        grads = torch.autograd.grad(loss, (at, table))
+        results.append([features.detach(), jacobian.detach(), *grads])
+    return results
+
+
+@pytest.mark.parametrize("grid", [DENSE, MIXED, HashGrid(levels=3, base=30, finest=90, log2_entries=9)])
+@pytest.mark.parametrize("where", ["random", "borders"])
+@pytest.mark.parametrize("active", [None, 1])
+def test_kernels_equal_the_reference(grid: HashGrid, where: str, active: int | None):
+    x = points(700) if where == "random" else borders(grid)
+    reference, cpu = both(x, grid, active)
+    for expected, found in zip(reference, cpu):
+        torch.testing.assert_close(found, expected, atol=2e-4 * max(1.0, float(expected.abs().max())), rtol=0)
+    assert cpu[0].shape == (len(x), 2 * (active or grid.levels))
+
+
+def test_a_loss_on_the_jacobian_alone():
+    for expected, found in zip(*both(points(50), MIXED, None, with_features=False)):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_clamped_axes_have_no_slope_and_an_empty_batch_no_rows(backend: str):
+    table = table_of(MIXED)
+    x = torch.tensor([[1.5, 0.3, -2.0]])
+    features, jacobian = encode(x, table, MIXED, backend=backend)
+    assert (jacobian[:, [0, 2]] == 0).all() and (jacobian[:, 1] != 0).any()
+    torch.testing.assert_close(features, encode(x.clamp(-1, 1), table, MIXED, backend=backend)[0])
+    features, jacobian = encode(torch.empty(0, 3), table, MIXED, backend=backend)
+    assert features.shape == (0, 8) and jacobian.shape == (0, 3, 8)
+    (features.sum() + jacobian.sum()).backward()
+    assert table.grad is not None and not table.grad.any()
+
+
+def test_interpolate_is_the_first_output_and_trains_the_table_alone():
+    x, gradients = points(60).requires_grad_(), []
+    for backend in ("reference", "cpu"):
+        table = table_of(MIXED)
+        features = interpolate(x, table, MIXED, 3, backend)
+        torch.testing.assert_close(features, encode(x, table, MIXED, 3)[0])
+        features.square().sum().backward()
+        gradients.append(table.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+    assert x.grad is None
+
+
+def test_gradients_are_added_in_place_to_those_of_the_table():
+    x, table = points(40), table_of(MIXED)
+    encode(x, table, MIXED, backend="cpu")[1].square().sum().backward()
+    once = table.grad.clone()
+    table.grad.fill_(1.0)
+    buffer = table.grad.data_ptr()
+    encode(x, table, MIXED, backend="cpu")[1].square().sum().backward()
+    assert table.grad.data_ptr() == buffer
+    torch.testing.assert_close(table.grad, once + 1, atol=1e-3, rtol=1e-5)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(both(points(3000), MIXED, None)[1])
+    for one, two in zip(*results):
+        assert torch.equal(one, two)
+
+
+def test_wrong_shapes_and_backends_are_refused():
+    with pytest.raises(TypeCheckError):
+        encode(torch.zeros(5, 2), table_of(MIXED), MIXED)
+    with pytest.raises(UserError, match="cannot run on cuda"):
+        choose_backend("cpu", torch.device("cuda"))
+    assert choose_backend("auto", torch.device("cpu")) == "cpu"
+    assert choose_backend("auto", torch.device("cuda")) == "reference"

@@ -1,0 +1,140 @@
+"""The loop with a trainer of one number: logs, checkpoints, interruption, resume, and a loss that blows up."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from shared.checkpoint import latest_checkpoint
+from shared.errors import UserError
+from shared.loop import fit, made, one_budget, restore
+from shared.run_folder import Run, open_run
+from shared.runtime import Budget
+
+KIND = "pointrecon"
+
+
+class Stub:
+    """Walks at random towards zero; may interrupt itself or blow up at a step."""
+
+    def __init__(self, interrupt_at: int = 0, blow_up_at: int = 0) -> None:
+        self.value, self.steps = torch.tensor(1.0), 0
+        self.generator = torch.Generator().manual_seed(0)
+        self.interrupt_at, self.blow_up_at = interrupt_at, blow_up_at
+
+    def step(self, progress: float) -> dict[str, Tensor]:
+        self.steps += 1
+        self.value = self.value * (0.9 + 0.1 * torch.rand((), generator=self.generator))
+        if self.steps == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        loss = self.value * float("nan") if self.steps == self.blow_up_at else self.value
+        return {"loss": loss, "progress": torch.tensor(progress)}
+
+    def state_dict(self) -> dict:
+        return {"value": self.value, "steps": self.steps, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value, self.steps = state["value"], state["steps"]
+        self.generator.set_state(state["generator"])
+
+
+class Plain(Run):
+    """Without TensorBoard, which takes seconds to import."""
+
+    class tensorboard:
+        add_scalar = staticmethod(lambda *_: None)
+
+
+def start(folder: Path, steps: int, trainer: Stub, resume: bool = False, save_seconds: float = 1e9, **options):
+    run, budget = Plain(open_run(folder, resume, "seed: 0\n").folder), Budget(steps)
+    extra = restore(trainer, run, budget, KIND) if resume else {}
+    extra["device"] = "cpu"
+    return fit(trainer, run, budget, KIND, save_seconds, extra, **options)
+
+
+def curve(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_it_logs_means_of_50_steps_and_saves_at_the_end(tmp_path: Path):
+    trainer, run = Stub(), tmp_path / "run"
+    assert start(run, 120, trainer)
+    twin = Stub()
+    losses = [float(twin.step(0)["loss"]) for _ in range(120)]
+    assert [line["step"] for line in curve(run)] == [50, 100]
+    assert curve(run)[0]["loss"] == pytest.approx(sum(losses[:50]) / 50)
+    assert curve(run)[1]["progress"] == pytest.approx((50 + 99) / 2 / 120)
+    checkpoint = latest_checkpoint(run, KIND)
+    assert checkpoint.step == 120 and torch.equal(checkpoint.state["trainer"]["value"], trainer.value)
+    facts = made(checkpoint.state)
+    assert facts["steps"] == 120 and facts["device"] == "cpu" and facts["peak_memory_mb"] > 0
+
+
+def test_it_saves_on_the_way(tmp_path: Path):
+    start(tmp_path / "run", 160, Stub(), save_seconds=0.0)
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step_00000150.pt", "step_00000160.pt"]
+
+
+def test_an_interrupted_run_continues_the_same_curve(tmp_path: Path, capfd: pytest.CaptureFixture):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    one, two = Stub(), Stub()
+    assert start(whole, 200, one)
+    assert not start(parts, 200, Stub(interrupt_at=73))
+    assert latest_checkpoint(parts, KIND).step == 73
+    assert "--resume" in capfd.readouterr().err
+    assert start(parts, 200, two, resume=True)
+    assert curve(parts) == curve(whole)
+    assert torch.equal(one.value, two.value) and two.steps == 200
+
+
+def test_a_killed_run_does_its_last_steps_again(tmp_path: Path):
+    """What was logged after the last checkpoint is forgotten; before the first one, everything is."""
+    run = tmp_path / "run"
+    start(run, 60, Stub())
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 100, "loss": 5.0}\n{"step": 15')
+    assert start(run, 160, Stub(), resume=True)
+    assert [line["step"] for line in curve(run)] == [50, 100, 150]
+    assert curve(run)[1]["loss"] < 1.0
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    again = Stub()
+    assert start(run, 50, again, resume=True)
+    assert again.steps == 50 and [line["step"] for line in curve(run)] == [50]
+
+
+@pytest.mark.parametrize("step", [70, 110, 120])
+def test_a_loss_that_is_not_finite_is_an_error_and_is_not_saved(tmp_path: Path, step: int):
+    """Also after the last line of the log."""
+    with pytest.raises(UserError, match="learning rate"):
+        start(tmp_path / "run", 120, Stub(blow_up_at=step), save_seconds=0.0)
+    assert latest_checkpoint(tmp_path / "run", KIND).step == (50 if step == 70 else 100)
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path: Path):
+    class Other(Stub):
+        def load_state_dict(self, state: dict) -> None:
+            raise KeyError("table")
+
+    start(tmp_path / "run", 10, Stub())
+    with pytest.raises(UserError, match=r"step_00000010\.pt: holds another model"):
+        start(tmp_path / "run", 20, Other(), resume=True)
+
+
+def test_previews_come_evenly_and_not_at_the_end(tmp_path: Path):
+    shown: list[int] = []
+    start(tmp_path / "run", 100, Stub(), preview=shown.append, previews=4)
+    assert shown == [25, 50, 75]
+
+
+def test_the_length_on_the_command_line_replaces_that_of_the_preset():
+    assert one_budget([("train.minutes", "5")]) == [("train.minutes", "5"), ("train.steps", "none")]
+    assert one_budget([("train.steps", "9"), ("seed", "1")])[-1] == ("train.minutes", "none")
+    both = [("train.steps", "9"), ("train.minutes", "5")]
+    assert one_budget(both) == both

@@ -1,0 +1,81 @@
+"""Every term against its formula on numbers done by hand."""
+
+import math
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from mvrecon.config import LossConfig
+from mvrecon.losses import alignment_term, color_loss, eikonal_loss, mask_loss, total_loss
+from mvrecon.model import Rendering
+from mvrecon.rays import RayBatch
+from pointrecon.trainer import pull_loss
+from shared.config import Schedule
+from shared.field import FieldConfig, build_field
+
+COLOR = torch.tensor([[0.5, 0.5, 0.5], [0.0, 0.2, 1.0]])
+TRUTH = torch.tensor([[0.5, 0.3, 0.5], [1.0, 0.2, 0.6]])
+
+
+def test_color_is_l1_over_channels_inside_the_masks():
+    assert float(color_loss(COLOR, TRUTH, None)) == pytest.approx((0.2 + 1.4) / 2)
+    assert float(color_loss(COLOR, TRUTH, torch.tensor([0.4, 0.6]))) == pytest.approx(1.4)
+    assert float(color_loss(COLOR, TRUTH, torch.zeros(2))) == 0.0
+
+
+def test_eikonal():
+    gradient = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.5, 0.0]])
+    assert float(eikonal_loss(gradient)) == pytest.approx((16 + 0 + 0.25) / 3)
+
+
+def test_mask_is_cross_entropy_and_finite_where_it_is_wrong():
+    opacity, mask = torch.tensor([0.8, 0.3, 0.0]), torch.tensor([1.0, 0.2, 0.9])
+    expected = -(math.log(0.8) + math.log(0.7) + math.log(1e-3)) / 3
+    assert float(mask_loss(opacity, mask)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_pull_is_the_distance_or_its_square():
+    pulled, targets = torch.tensor([[3.0, 4.0, 1.0]], requires_grad=True), torch.tensor([[0.0, 0.0, 1.0]])
+    assert float(pull_loss(pulled, targets, squared=False).detach()) == pytest.approx(5.0)
+    assert float(pull_loss(pulled, targets, squared=True).detach()) == pytest.approx(25.0)
+    pull_loss(pulled, pulled.detach(), squared=False).sum().backward()
+    assert pulled.grad is not None and pulled.grad.isfinite().all()
+
+
+@pytest.fixture
+def rendered():
+    """A field, a rendering of two rays of it and the batch that goes with them."""
+    torch.manual_seed(0)
+    field = build_field(FieldConfig(levels=2, base=4, finest=8, log2_entries=9), torch.device("cpu"))
+    points = 1.6 * torch.rand(20, 3) - 0.8
+    opacity, depth, normal = torch.tensor([0.8, 0.3]), torch.ones(2), torch.ones(2, 3)
+    rendering = Rendering(COLOR, opacity, depth, normal, points, field.geometry(points))
+    return field, rendering, RayBatch(torch.zeros(2, 3), torch.ones(2, 3), TRUTH, torch.tensor([1.0, 0.0]))
+
+
+def test_the_total_is_the_weighted_sum_of_its_terms(rendered):
+    field, rendering, batch = rendered
+    config = LossConfig(
+        eikonal=Schedule(0.5), mask=Schedule(2.0), alignment=Schedule(0.2, 0.0, 3.0, 0.6), alignment_points=7
+    )
+    total, terms = total_loss(config, field, batch, rendering, 0.4, torch.Generator().manual_seed(1))
+    alignment = alignment_term(field, rendering, 7, field.active(0.4), torch.Generator().manual_seed(1))
+    assert torch.equal(terms["alignment"], alignment) and float(alignment.detach()) > 0
+    expected = terms["color"] + 0.5 * terms["eikonal"] + 2.0 * terms["mask"] + 1.5 * alignment
+    torch.testing.assert_close(total, expected)
+    assert float(terms["color"]) == pytest.approx(0.2)
+
+
+def test_terms_of_weight_zero_or_without_masks_are_left_out(rendered):
+    field, rendering, batch = rendered
+    without, generator = batch._replace(mask=None), torch.Generator()
+    _, terms = total_loss(LossConfig(), field, without, rendering, 0.5, generator)
+    assert set(terms) == {"color", "eikonal"}
+    _, terms = total_loss(LossConfig(mask=Schedule(0.0)), field, batch, rendering, 0.5, generator)
+    assert set(terms) == {"color", "eikonal"}
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(TypeCheckError):
+        color_loss(COLOR, TRUTH[:1], None)

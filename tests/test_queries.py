@@ -1,0 +1,131 @@
+"""Queries against brute force, and batches that a resumed sampler repeats exactly."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from pointrecon.queries import EDGE, QuerySampler
+
+
+def sphere(count: int = 400, radius: float = 0.7) -> np.ndarray:
+    points = np.random.default_rng(7).normal(size=(count, 3))
+    return (radius * points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+def sampler(points: np.ndarray | None = None, seed: int = 0, **options) -> QuerySampler:
+    points = sphere() if points is None else points
+    return QuerySampler(points, np.random.default_rng(seed), **{"neighbours": 4, "pool": 3000} | options)
+
+
+def test_targets_are_the_nearest_points_by_brute_force():
+    points = sphere()
+    queries, targets, _ = sampler(points).batch(500)
+    np.testing.assert_array_equal(targets, points[cdist(queries, points).argmin(axis=1)])
+    assert queries.dtype == targets.dtype == torch.float32
+
+
+def test_near_surface_queries_come_first_and_in_the_share_asked_for():
+    points = sphere()
+    queries, targets, is_space = sampler(points, space_share=0.25).batch(1000)
+    assert is_space.dtype == torch.bool and int(is_space.sum()) == 250
+    assert not is_space[:750].any() and is_space[750:].all()
+    distances = (queries - targets).norm(dim=1)
+    assert distances[:750].mean() < 0.6 * distances[750:].mean()
+    assert queries.abs().max() <= EDGE
+
+
+def test_without_space_queries():
+    _, _, is_space = sampler(space_share=0.0).batch(64)
+    assert not is_space.any()
+
+
+def test_offsets_have_the_deviation_of_the_kth_neighbour():
+    points = np.zeros((60, 3), dtype=np.float32)
+    points[:, 0] = np.linspace(-0.59, 0.59, 60)  # spacing 0.02: the 4th neighbour is 0.04 away inside the line
+    queries, _, _ = sampler(points, factor=0.5, space_share=0.0, pool=40_000).batch(40_000)
+    inner = queries[queries[:, 0].abs() < 0.4]
+    np.testing.assert_allclose(inner[:, 1:].std(dim=0), 0.5 * 0.04, rtol=0.03)
+    np.testing.assert_allclose(inner[:, 1:].mean(dim=0), 0.0, atol=1e-3)
+
+
+def test_half_of_the_space_queries_fill_the_box():
+    queries, _, is_space = sampler(sphere(radius=0.2), space_share=0.5, pool=40_000).batch(40_000)
+    far = (queries[is_space].abs().amax(dim=1) > 0.7).float().mean()
+    np.testing.assert_allclose(far, 0.5 * (1 - 0.7**3), atol=0.02)
+
+
+def test_equal_seeds_give_equal_batches_and_others_do_not():
+    batches = [sampler(seed=seed).batch(100)[0] for seed in (3, 3, 4)]
+    assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
+
+
+def test_refresh_replaces_the_oldest_queries_in_turn():
+    queries = sampler(space_share=0.2, pool=1000)
+    near, space = queries._near.queries.copy(), queries._space.queries.copy()
+    queries.refresh(250)
+    changed = (queries._near.queries != near).any(axis=1), (queries._space.queries != space).any(axis=1)
+    assert changed[0][:200].all() and not changed[0][200:].any()
+    assert changed[1][:50].all() and not changed[1][50:].any()
+    for _ in range(3):
+        queries.refresh(250)
+    assert (queries._near.queries != near).any(axis=1).all() and (queries._space.queries != space).any(axis=1).all()
+
+
+def test_a_resumed_sampler_draws_the_same_batches():
+    straight = sampler()
+    straight.batch(50)
+    straight.refresh(500)
+    file = io.BytesIO()
+    torch.save(straight.state_dict(), file)
+    file.seek(0)
+    resumed = sampler(seed=99)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for step in range(6):
+        for expected, actual in zip(straight.batch(80), resumed.batch(80), strict=True):
+            assert torch.equal(expected, actual)
+        if step % 2:
+            straight.refresh(700)
+            resumed.refresh(700)
+
+
+def test_the_state_does_not_change_after_it_was_taken():
+    queries = sampler()
+    state = queries.state_dict()
+    before = state["near_pairs"].clone()
+    queries.refresh(3000)
+    assert torch.equal(state["near_pairs"], before)
+
+
+def test_a_pool_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="pool"):
+        sampler(pool=2000).load_state_dict(sampler().state_dict())
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_small_clouds_clip_the_neighbours(count):
+    queries = sampler(sphere(count), neighbours=50)
+    assert queries.neighbours == count - 1
+    assert torch.isfinite(queries.batch(100)[0]).all() and queries.spacing() > 0
+
+
+def test_coincident_points_do_not_put_queries_on_their_targets():
+    points = np.repeat(sphere(20), 10, axis=0)
+    queries, targets, _ = sampler(points, space_share=0.0).batch(200)
+    assert ((queries - targets).norm(dim=1) > 0).all()
+
+
+def test_spacing_of_a_grid_is_its_step():
+    axis = np.linspace(-0.5, 0.5, 11)
+    grid = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
+    assert sampler(grid).spacing() == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("points", "options"), [(np.zeros((1, 3)), {}), (np.zeros((9, 2)), {}), (sphere(), {"space_share": 1.0})]
+)
+def test_impossible_arguments(points, options):
+    with pytest.raises(ValueError, match=r"points|space_share"):
+        sampler(points, **options)

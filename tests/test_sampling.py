@@ -1,0 +1,110 @@
+"""Look-ups in the cached distances, and where on a ray the proposals fall."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mvrecon.sampling import SdfVolume, propose
+
+CPU = torch.device("cpu")
+COUNTS = (96, 24, 8)
+
+
+def ball(x: Tensor) -> Tensor:
+    return x.norm(dim=-1) - 0.5
+
+
+@pytest.fixture
+def volume() -> SdfVolume:
+    volume = SdfVolume(64, CPU)
+    volume.refresh(ball)
+    return volume
+
+
+def rays(count: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Parallel rays along +z through the ball, with the bounds of a slab."""
+    xy = 0.6 * torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) - 0.3
+    origins = torch.cat([xy, torch.full((count, 1), -3.0)], dim=1)
+    directions = torch.tensor([0.0, 0.0, 1.0]).expand(count, 3)
+    return origins, directions, (torch.full((count,), 2.1), torch.full((count,), 3.9))
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_the_volume_is_exact_for_linear_functions(count: int):
+    """For an even number of rays as for an odd one: they are split among the threads."""
+    volume, slopes = SdfVolume(20, CPU), torch.tensor([0.3, -1.1, 0.7])
+    volume.refresh(lambda x: x @ slopes + 0.2)
+    x = torch.rand(count, 11, 3, generator=torch.Generator().manual_seed(0)) * 1.0 - 0.5
+    torch.testing.assert_close(volume(x), x @ slopes + 0.2, atol=1e-5, rtol=0)
+
+
+def test_a_refresh_within_a_band_leaves_the_rest(volume: SdfVolume):
+    before = volume.values.clone()
+    asked = []
+
+    def other(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return ball(x) + 0.01
+
+    volume.refresh(other, band=0.1, chunk=1000)
+    near = (before.abs() < 0.1) & (volume.nodes.norm(dim=1) < 1.05).reshape(before.shape)
+    torch.testing.assert_close(volume.values, torch.where(near, before + 0.01, before))
+    assert sum(asked) == near.sum() and max(asked) <= 1000
+
+
+def test_proposals_are_sorted_within_bounds_and_dense_at_the_surface(volume: SdfVolume):
+    origins, directions, (near, far) = rays(50)
+    for generator in (None, torch.Generator().manual_seed(1)):
+        t = propose(volume, origins, directions, (near, far), COUNTS, 200.0, generator)
+        assert t.shape == (50, 32)
+        assert (t.diff(dim=1) >= 0).all()
+        assert (t >= near[:, None]).all() and (t <= far[:, None]).all()
+        front = 3.0 - (0.25 - origins[:, :2].square().sum(dim=1)).sqrt()
+        assert ((t - front[:, None]).abs() < 0.06).sum(dim=1).min() >= 16
+
+
+def test_only_a_generator_brings_chance(volume: SdfVolume):
+    origins, directions, bounds = rays(10)
+    draws = [
+        propose(volume, origins, directions, bounds, COUNTS, 64.0, torch.Generator().manual_seed(s) if s else None)
+        for s in (0, 0, 5, 5, 6)
+    ]
+    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[2], draws[3])
+    assert not torch.equal(draws[3], draws[4]) and not torch.equal(draws[0], draws[2])
+
+
+def test_a_ray_through_empty_space_or_past_the_sphere_still_gets_samples(volume: SdfVolume):
+    origins, directions = torch.tensor([[0.9, 0.0, -3.0], [4.0, 0.0, -3.0]]), torch.tensor([[0.0, 0.0, 1.0]] * 2)
+    near, far = torch.tensor([2.6, 3.0]), torch.tensor([3.4, 3.0])
+    t = propose(volume, origins, directions, (near, far), COUNTS, 64.0)
+    assert t.isfinite().all()
+    assert float(t[0].max() - t[0].min()) > 0.6
+    torch.testing.assert_close(t[1], torch.full((32,), 3.0))
+
+
+def test_proposals_equal_a_loop_over_the_inverse_of_the_distribution(volume: SdfVolume):
+    origins, directions, (near, far) = rays(3)
+    scan, importance, uniform = 40, 12, 4
+    found = propose(volume, origins, directions, (near, far), (scan, importance, uniform), 50.0)
+    for r in range(3):
+        step = float(far[r] - near[r]) / scan
+        t = [float(near[r]) + step * (i + 0.5) for i in range(scan)]
+        sdf = [float(volume((origins[r] + a * directions[r])[None, None])) for a in t]
+        slopes = [(sdf[i + 1] - sdf[i]) / (step + 1e-5) for i in range(scan - 1)]
+        weights, light = [], 1.0
+        for i in range(scan - 1):
+            slope = min(slopes[i], slopes[i - 1] if i else 0.0, 0.0)
+            middle = (sdf[i] + sdf[i + 1]) / 2
+            first, last = (1 / (1 + math.exp(-50 * (middle + k * slope * step / 2))) for k in (-1, 1))
+            alpha = (first - last + 1e-5) / (first + 1e-5)
+            weights.append(light * alpha + 0.02 / scan)
+            light *= 1 - alpha
+        expected = [float(near[r]) + float(far[r] - near[r]) * (k + 0.5) / uniform for k in range(uniform)]
+        for k in range(importance):
+            left, i = (k + 0.5) / importance * sum(weights), 0
+            while left > weights[i]:
+                left, i = left - weights[i], i + 1
+            expected.append(t[i] + step * left / weights[i])
+        assert found[r].tolist() == pytest.approx(sorted(expected), abs=2e-3)
