@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvrecon.scene import Scene
+from shared.errors import UserError
 from shared.geometry import ray_sphere
 
 # Pixels this far from a mask, as a fraction of the photo's width, count as near it: the silhouette must be seen from both sides.
@@ -38,6 +39,8 @@ class RayPool:
             near = torch.from_numpy(np.stack([_dilate(mask) for mask in scene.masks[scene.train]])).reshape(-1).to(device)
             hit = self._hits_sphere()
             inside, outside = ((part & hit).nonzero()[:, 0].int() for part in (near, ~near))
+            if not len(inside):
+                raise UserError("mask: no mask has the object inside the unit sphere; check the masks and scale_mat_0")
             self.pools = [(mask_share, inside), (1 - mask_share, outside)] if len(outside) else [(1.0, inside)]
 
     def draw(self, count: int, generator: torch.Generator) -> RayBatch:

@@ -49,7 +49,7 @@ class Trainer:
         error = pull_loss(pulled, targets, loss.squared)
         terms = {"pull": error[~in_space].mean()}
         total = terms["pull"]
-        if queries.space_share > 0:
+        if in_space.any():
             terms["space"] = error[in_space].mean()
             total = total + loss.space(progress) * terms["space"]
         if loss.alignment(progress) > 0:

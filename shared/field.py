@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shared.config import key
+from shared.fused import FusedGeometry, smooth_relu, smooth_step
 from shared.encoding import BACKENDS, HashGrid, choose_backend, encode, interpolate
 
 
@@ -46,13 +47,11 @@ class FieldConfig:
 
 
 class GridField(nn.Module):
-    """Hash grid + MLP with softplus, started as a sphere (SAL's geometric initialisation, Atzmon and Lipman 2020).
+    """Hash grid + MLP with a smooth ReLU, started as a sphere (SAL's geometric initialisation, Atzmon and Lipman 2020).
 
     The first layer sees x and the grid's features; the features start with weight zero, so that the sphere is exact
     until the grid has something to say. Coarse levels open first: a fine grid alone finds false sheets far from data.
     """
-
-    SHARPNESS = 100.0
 
     def __init__(self, config: FieldConfig, device: torch.device):
         super().__init__()
@@ -71,14 +70,19 @@ class GridField(nn.Module):
         for layer in self.hidden:
             nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / self.config.width))
             nn.init.zeros_(layer.bias)
+        # Opposite pairs of evenly spread directions: random ones make a potato, with radii off by a quarter.
+        pairs = _fibonacci_sphere(self.config.width // 2)
+        first = torch.cat([pairs, -pairs, torch.zeros(self.config.width % 2, 3)]) * math.sqrt(6 / self.config.width)
+        self.hidden[0].weight[:, :3] = first
         self.hidden[0].weight[:, 3:] = 0
         nn.init.normal_(self.out.weight, 0.0, 0.05)
         nn.init.zeros_(self.out.bias)
         self.out.weight[0] = math.sqrt(math.pi / self.config.width)
-        directions = F.normalize(torch.randn(4096, 3), dim=1)
-        slope = self._heights(self._hidden(directions @ self.hidden[0].weight[:, :3].T)[-1])[:, 0].mean()
+        # The bends make distances at the centre and at the sphere differ from a straight line: fit at the sphere.
+        at_sphere = self.config.radius * _fibonacci_sphere(1000)
+        height = self._heights(self._hidden(at_sphere @ first.T)[-1])[:, 0].mean()
         sign = -1.0 if self.config.inside_out else 1.0
-        self.out.weight[0] *= sign / slope
+        self.out.weight[0] *= sign * self.config.radius / height
         self.out.bias[0] = -sign * self.config.radius
 
     def active(self, progress: float) -> int:
@@ -94,12 +98,17 @@ class GridField(nn.Module):
 
     def geometry(self, x: Float[Tensor, "n 3"], active: int | None = None) -> Geometry:
         """Distances, their exact gradients, and features at x; differentiable with respect to x and all parameters."""
+        if self.backend == "cpu" and len(self.hidden) == 1:
+            first, active = self.hidden[0], self.grid.levels if active is None else active
+            weights = (first.weight, first.bias, self.out.weight, self.out.bias)
+            out, gradient = FusedGeometry.apply(x, self.table, *weights, self.grid, active)
+            return Geometry(out[:, 0], gradient, out[:, 1:])
         features, jacobian = encode(x, self.table, self.grid, active, self.backend)
         inputs = self._hidden(self._first(x, features))
         heights = self._heights(inputs[-1])
-        slope = self.out.weight[0] * torch.sigmoid(self.SHARPNESS * inputs[-1])
+        slope = self.out.weight[0] * smooth_step(inputs[-1])
         for layer, before in zip(reversed(list(self.hidden)[1:]), reversed(inputs[:-1])):
-            slope = (slope @ layer.weight) * torch.sigmoid(self.SHARPNESS * before)
+            slope = (slope @ layer.weight) * smooth_step(before)
         slope = slope @ self.hidden[0].weight[:, : 3 + features.shape[1]]
         # Not einsum: its batches of tiny matrices are several times slower on a CPU.
         gradient = slope[:, :3] + (jacobian * slope[:, None, 3:]).sum(dim=2)
@@ -113,11 +122,20 @@ class GridField(nn.Module):
         """Pre-activations of every hidden layer."""
         inputs = [first]
         for layer in list(self.hidden)[1:]:
-            inputs.append(layer(F.softplus(inputs[-1], beta=self.SHARPNESS)))
+            inputs.append(layer(smooth_relu(inputs[-1])))
         return inputs
 
     def _heights(self, last: Tensor, rows: int | None = None) -> Tensor:
-        return F.linear(F.softplus(last, beta=self.SHARPNESS), self.out.weight[:rows], self.out.bias[:rows])
+        return F.linear(smooth_relu(last), self.out.weight[:rows], self.out.bias[:rows])
+
+
+def _fibonacci_sphere(count: int) -> Float[Tensor, "n 3"]:
+    """Evenly spread unit vectors: equal steps in height, the golden angle around."""
+    index = torch.arange(count) + 0.5
+    height = 1 - 2 * index / count
+    angle = index * math.pi * (3 - math.sqrt(5))
+    across = (1 - height.square()).sqrt()
+    return torch.stack([across * angle.cos(), across * angle.sin(), height], dim=1)
 
 
 class _AutogradField(nn.Module):

@@ -1,5 +1,6 @@
 """The training loop of both doors: steps until the budget is spent, with logs, previews and checkpoints on the way."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -66,7 +67,13 @@ def fit(
         meter.sums, meter.count = dict(extra["meter"]["sums"]), extra["meter"]["count"]
     shown = int(budget.progress * previews)
 
+    def check() -> None:
+        loss = float(meter.sums.get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise UserError(f"{run.folder}: the loss is {loss} at step {budget.steps}; lower the learning rates (--optim)")
+
     def save() -> None:
+        check()
         state = {"trainer": trainer.state_dict(), "budget": budget.state_dict(), **extra}
         state["peak_memory_mb"] = peak_memory_mb(torch.device(extra["device"]))
         state["meter"] = {"sums": dict(meter.sums), "count": meter.count}
@@ -78,9 +85,8 @@ def fit(
             meter.add(trainer.step(budget.progress))
             budget.step()
             if budget.steps % LOG_EVERY == 0:
+                check()
                 means = meter.take()
-                if not means["loss"] < float("inf"):
-                    raise UserError(f"{run.folder}: the loss is {means['loss']} at step {budget.steps}; lower the learning rates")
                 run.log(budget.steps, means, budget.seconds)
                 bar.update(means["loss"])
                 if time.monotonic() - saved > save_seconds:

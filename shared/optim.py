@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numba import njit, prange
 from torch import Tensor, nn
 
 from shared.config import key
-from shared.encoding import cpu
+from shared.encoding.cpu import FAST
 
 
 class TableAdam(torch.optim.Optimizer):
@@ -38,9 +40,29 @@ class TableAdam(torch.optim.Optimizer):
                 if table.device.type == "cpu" and table.dtype == torch.float32:
                     arrays = (table.detach(), table.grad, state["mean"], state["square"])
                     flat = [a.view(-1).numpy() for a in arrays]
-                    cpu.adam(*flat, group["lr"], *group["betas"], group["eps"], *corrections)
+                    _adam_kernel(*flat, group["lr"], *group["betas"], group["eps"], *corrections)
                 else:
                     _adam(table, state, group, corrections)
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
+def _adam_kernel(parameter, gradient, mean, square, rate, beta1, beta2, epsilon, correction1, correction2):
+    """One Adam step (Kingma and Ba 2015, algorithm 1) on flat arrays, only where the gradient is not zero; clears it.
+
+    Entries that no sample touched keep their moments, as in a lazy or sparse Adam.
+    """
+    rate, beta1, beta2, epsilon = np.float32(rate), np.float32(beta1), np.float32(beta2), np.float32(epsilon)
+    correction1, correction2 = np.float32(correction1), np.float32(correction2)
+    one, zero, span = np.float32(1), np.float32(0), 16384
+    for task in prange((parameter.size + span - 1) // span):
+        for i in range(task * span, min(parameter.size, (task + 1) * span)):
+            g = gradient[i]
+            if g != zero:
+                m = beta1 * mean[i] + (one - beta1) * g
+                v = beta2 * square[i] + (one - beta2) * g * g
+                mean[i], square[i] = m, v
+                parameter[i] -= rate * (m * correction1) / (np.sqrt(v * correction2) + epsilon)
+                gradient[i] = zero
 
 
 def _adam(table: nn.Parameter, state: dict[str, Any], group: dict, corrections: list[float]) -> None:

@@ -35,6 +35,7 @@ def test_resolutions_grow_geometrically_and_offsets_add_up():
     assert grid.offsets == (0, 125, 125 + 729, 125 + 729 + 1024)
     assert grid.entries == 1878
     assert [grid.is_dense(level) for level in range(3)] == [True, True, False]
+    assert HashGrid(levels=1, base=7, finest=7, log2_entries=9).is_dense(0), "8^3 nodes just fit"
 
 
 def test_entries_equal_a_naive_hash():

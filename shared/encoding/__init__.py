@@ -4,7 +4,6 @@ The Jacobian is an output, so that normals are analytic and a loss on normals tr
 covers both outputs with respect to both inputs, with the Hessian that level set alignment needs (Ma et al. 2023).
 """
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +15,6 @@ from shared.errors import UserError
 __all__ = ["BACKENDS", "HashGrid", "choose_backend", "encode", "interpolate"]
 
 BACKENDS = ("auto", "cpu", "reference")
-EMPTY = np.empty((0, 3, 0), dtype=np.float32)
 
 
 def choose_backend(name: str, device: torch.device) -> str:
@@ -81,16 +79,12 @@ class _Encode(torch.autograd.Function):
         levels = cpu.layout(ctx.grid)
         if grad_features is None:
             grad_features = torch.zeros(x.shape[0], jacobian.shape[2])
-        j = EMPTY if grad_jacobian is None else grad_jacobian.contiguous().numpy()
         grad_table = grad_x = None
         if ctx.needs_input_grad[1]:
-            in_place = table.is_leaf and table.grad is not None
-            target = table.grad if in_place else torch.zeros_like(table)
-            threads = torch.get_num_threads()
-            cpu.backward_table(x.numpy(), levels, grad_features.contiguous().numpy(), j, target.numpy(), threads)
-            grad_table = None if in_place else target
+            slopes = torch.empty(0, 3, 0) if grad_jacobian is None else grad_jacobian
+            grad_table = cpu.table_gradient(table, x, ctx.grid, grad_features, None, slopes)
         if ctx.needs_input_grad[0]:
             grad_x = torch.einsum("nac,nc->na", jacobian, grad_features)
             if grad_jacobian is not None:
-                cpu.backward_x(x.numpy(), table.detach().numpy(), levels, j, grad_x.numpy())
+                cpu.backward_x(x.numpy(), table.detach().numpy(), levels, grad_jacobian.contiguous().numpy(), grad_x.numpy())
         return grad_x, grad_table, None, None, None

@@ -6,15 +6,21 @@ the sums have one order, so that results are the same from run to run for any nu
 
 import numba
 import numpy as np
+import torch
 from numba import njit, prange
 from numpy.typing import NDArray
+from torch import Tensor
 
 from shared.encoding.grid import PRIMES, HashGrid
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
 ONE, ZERO, HALF = f32(1), f32(0), f32(0.5)
 PRIME_Y, PRIME_Z = u32(PRIMES[1]), u32(PRIMES[2])
-POINTS_PER_TASK = 256
+# Points encoded together, and where their columns lie in the scratch space of `encode_block`.
+BLOCK = 128
+FRACTIONS, SLOPES, VALUES, RESULTS, SCRATCH = 3 * BLOCK, 6 * BLOCK, 9 * BLOCK, 25 * BLOCK, 33 * BLOCK
+# All of fast-math but the assumption that nothing is infinite or not a number: a diverged run must be seen to diverge.
+FAST = {"contract", "arcp", "nsz", "reassoc", "afn"}
 
 Array = NDArray[np.float32]
 
@@ -56,75 +62,182 @@ def _corners(ix, iy, iz, resolution, offset, dense, mask, rows):
         rows[7] = i32((x1 ^ y1 ^ z1) & mask) + offset
 
 
-@njit(parallel=True, fastmath={"contract", "arcp", "nsz"}, cache=True)
+@njit(fastmath=FAST, cache=True)
+def encode_block(x, table, levels, first, count, numbers, rows, features, jacobian):
+    """`count` <= BLOCK rows of features (n, 2 L) and, unless it is empty, of jacobian (n, 3, 2 L), from row `first` on.
+
+    Works level by level on columns of BLOCK points, in scratch space that the caller provides: `numbers` (SCRATCH,) and
+    `rows` (11 BLOCK,). Columns at constant distances in one array are what lets the compiler vectorise over points.
+    """
+    for axis in range(3):
+        for i in range(count):
+            numbers[axis * BLOCK + i] = x[first + i, axis]
+    mask, with_jacobian = u32(levels[-1, 0]), jacobian.shape[0] > 0
+    for level in range(features.shape[1] // 2):
+        _locate(f32(levels[level, 0]), numbers, rows)
+        _columns_of_rows(levels[level], mask, rows)
+        for corner in range(8):
+            for i in range(BLOCK):
+                entry = u32(rows[corner * BLOCK + i])
+                numbers[VALUES + 2 * corner * BLOCK + i] = table[entry, 0]
+                numbers[VALUES + (2 * corner + 1) * BLOCK + i] = table[entry, 1]
+        for k in range(2):
+            _interpolate(numbers, VALUES + k * BLOCK, RESULTS + 4 * k * BLOCK)
+            for i in range(count):
+                features[first + i, 2 * level + k] = numbers[RESULTS + 4 * k * BLOCK + i]
+            if with_jacobian:
+                for axis in range(3):
+                    for i in range(count):
+                        jacobian[first + i, axis, 2 * level + k] = numbers[RESULTS + (4 * k + 1 + axis) * BLOCK + i]
+
+
+@njit(inline="always")
+def _locate(resolution, numbers, rows):
+    """Fractions and slopes of the block's coordinates in its cells, and the cells."""
+    half, top = f32(resolution * HALF), f32(resolution - ONE)
+    for axis in range(3):
+        for i in range(BLOCK):
+            position = f32((numbers[axis * BLOCK + i] + ONE) * half)
+            cell = i32(min(max(position, ZERO), top))
+            numbers[FRACTIONS + axis * BLOCK + i] = min(max(f32(position - f32(cell)), ZERO), ONE)
+            numbers[SLOPES + axis * BLOCK + i] = half if (position >= ZERO and position <= resolution) else ZERO
+            rows[(8 + axis) * BLOCK + i] = cell
+
+
+@njit(inline="always")
+def _columns_of_rows(level, mask, rows):
+    """Eight columns of table rows, one a corner, from the three columns of cells behind them."""
+    offset = i32(level[1])
+    if level[2] == 1:
+        side = i32(level[0] + 1)
+        for corner in range(8):
+            step = i32(((corner >> 2) * side + (corner >> 1 & 1)) * side + (corner & 1) + offset)
+            for i in range(BLOCK):
+                cell = i32(i32(rows[8 * BLOCK + i] * side) + rows[9 * BLOCK + i])
+                rows[corner * BLOCK + i] = i32(cell * side) + rows[10 * BLOCK + i] + step
+    else:
+        for corner in range(8):
+            dx, dy, dz = u32(corner >> 2), u32(corner >> 1 & 1), u32(corner & 1)
+            for i in range(BLOCK):
+                x = u32(u32(rows[8 * BLOCK + i]) + dx)
+                y = u32(u32(u32(rows[9 * BLOCK + i]) + dy) * PRIME_Y)
+                z = u32(u32(u32(rows[10 * BLOCK + i]) + dz) * PRIME_Z)
+                rows[corner * BLOCK + i] = i32((x ^ y ^ z) & mask) + offset
+
+
+@njit(inline="always")
+def _interpolate(numbers, values, results):
+    """One feature's value and three slopes from its eight corners, whose columns lie two apart."""
+    for i in range(BLOCK):
+        wx, wy, wz = numbers[FRACTIONS + i], numbers[FRACTIONS + BLOCK + i], numbers[FRACTIONS + 2 * BLOCK + i]
+        ux, uy, uz = f32(ONE - wx), f32(ONE - wy), f32(ONE - wz)
+        v0, v1 = numbers[values + i], numbers[values + 2 * BLOCK + i]
+        v2, v3 = numbers[values + 4 * BLOCK + i], numbers[values + 6 * BLOCK + i]
+        v4, v5 = numbers[values + 8 * BLOCK + i], numbers[values + 10 * BLOCK + i]
+        v6, v7 = numbers[values + 12 * BLOCK + i], numbers[values + 14 * BLOCK + i]
+        v00, v01, v10, v11 = uz * v0 + wz * v1, uz * v2 + wz * v3, uz * v4 + wz * v5, uz * v6 + wz * v7
+        a, b = uy * v00 + wy * v01, uy * v10 + wy * v11
+        numbers[results + i] = ux * a + wx * b
+        numbers[results + BLOCK + i] = (b - a) * numbers[SLOPES + i]
+        numbers[results + 2 * BLOCK + i] = (ux * (v01 - v00) + wx * (v11 - v10)) * numbers[SLOPES + BLOCK + i]
+        dz = ux * (uy * (v1 - v0) + wy * (v3 - v2)) + wx * (uy * (v5 - v4) + wy * (v7 - v6))
+        numbers[results + 3 * BLOCK + i] = dz * numbers[SLOPES + 2 * BLOCK + i]
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
 def forward(x, table, levels, features, jacobian):
     """features (n, 2 L) and, unless it is empty, jacobian (n, 3, 2 L) at x (n, 3)."""
-    count, channels = features.shape
-    with_jacobian = jacobian.shape[0] > 0
-    mask = u32(levels[-1, 0])
-    for task in prange((count + POINTS_PER_TASK - 1) // POINTS_PER_TASK):
-        rows = np.empty(8, i32)
-        for level in range(channels // 2):
-            resolution, offset, dense = f32(levels[level, 0]), i32(levels[level, 1]), levels[level, 2] == 1
-            for n in range(task * POINTS_PER_TASK, min(count, (task + 1) * POINTS_PER_TASK)):
-                ix, wx, sx = _axis(x[n, 0], resolution)
-                iy, wy, sy = _axis(x[n, 1], resolution)
-                iz, wz, sz = _axis(x[n, 2], resolution)
-                _corners(ix, iy, iz, resolution, offset, dense, mask, rows)
-                ux, uy, uz = f32(ONE - wx), f32(ONE - wy), f32(ONE - wz)
-                for k in range(2):
-                    v0, v1, v2, v3 = table[rows[0], k], table[rows[1], k], table[rows[2], k], table[rows[3], k]
-                    v4, v5, v6, v7 = table[rows[4], k], table[rows[5], k], table[rows[6], k], table[rows[7], k]
-                    v00, v01 = uz * v0 + wz * v1, uz * v2 + wz * v3
-                    v10, v11 = uz * v4 + wz * v5, uz * v6 + wz * v7
-                    a, b = uy * v00 + wy * v01, uy * v10 + wy * v11
-                    c = 2 * level + k
-                    features[n, c] = ux * a + wx * b
-                    if with_jacobian:
-                        jacobian[n, 0, c] = (b - a) * sx
-                        jacobian[n, 1, c] = (ux * (v01 - v00) + wx * (v11 - v10)) * sy
-                        jacobian[n, 2, c] = (
-                            ux * (uy * (v1 - v0) + wy * (v3 - v2)) + wx * (uy * (v5 - v4) + wy * (v7 - v6))
-                        ) * sz
+    count = features.shape[0]
+    for task in prange((count + BLOCK - 1) // BLOCK):
+        numbers, rows = np.zeros(SCRATCH, f32), np.zeros(11 * BLOCK, i32)
+        first = task * BLOCK
+        encode_block(x, table, levels, first, min(BLOCK, count - first), numbers, rows, features, jacobian)
 
 
-@njit(parallel=True, fastmath={"contract", "arcp", "nsz"}, cache=True)
+@njit(inline="always")
+def _scatter(grad_table, rows, k, value, g, w, u):
+    """Add to the corners' entries of feature k what `value`, on the feature, and `g`, on its slopes, ask for."""
+    gx, gy, gz = g
+    wx, wy, wz = w
+    ux, uy, uz = u
+    x0, x1 = ux * value - gx, wx * value + gx
+    b00, b01 = uy * x0 - ux * gy, wy * x0 + ux * gy
+    b10, b11 = uy * x1 - wx * gy, wy * x1 + wx * gy
+    z00, z01, z10, z11 = ux * uy * gz, ux * wy * gz, wx * uy * gz, wx * wy * gz
+    grad_table[rows[0], k] += uz * b00 - z00
+    grad_table[rows[1], k] += wz * b00 + z00
+    grad_table[rows[2], k] += uz * b01 - z01
+    grad_table[rows[3], k] += wz * b01 + z01
+    grad_table[rows[4], k] += uz * b10 - z10
+    grad_table[rows[5], k] += wz * b10 + z10
+    grad_table[rows[6], k] += uz * b11 - z11
+    grad_table[rows[7], k] += wz * b11 + z11
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
 def backward_table(x, levels, grad_features, grad_jacobian, grad_table, tasks):
     """Adds to grad_table what grad_features (n, 2 L) and, unless it is empty, grad_jacobian (n, 3, 2 L) ask for."""
-    count, channels = grad_features.shape
     with_jacobian = grad_jacobian.shape[0] > 0
     mask = u32(levels[-1, 0])
     for task in prange(tasks):
         rows = np.empty(8, i32)
         # Interleaved, because fine levels cost more than coarse ones: every task gets its share of both.
-        for level in range(task, channels // 2, tasks):
+        for level in range(task, grad_features.shape[1] // 2, tasks):
             resolution, offset, dense = f32(levels[level, 0]), i32(levels[level, 1]), levels[level, 2] == 1
-            for n in range(count):
+            for n in range(x.shape[0]):
                 ix, wx, sx = _axis(x[n, 0], resolution)
                 iy, wy, sy = _axis(x[n, 1], resolution)
                 iz, wz, sz = _axis(x[n, 2], resolution)
                 _corners(ix, iy, iz, resolution, offset, dense, mask, rows)
-                ux, uy, uz = f32(ONE - wx), f32(ONE - wy), f32(ONE - wz)
+                w, u = (wx, wy, wz), (f32(ONE - wx), f32(ONE - wy), f32(ONE - wz))
+                for k in range(2):
+                    c, g = 2 * level + k, (ZERO, ZERO, ZERO)
+                    if with_jacobian:
+                        g = (grad_jacobian[n, 0, c] * sx, grad_jacobian[n, 1, c] * sy, grad_jacobian[n, 2, c] * sz)
+                    _scatter(grad_table, rows, k, grad_features[n, c], g, w, u)
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
+def backward_table_outer(x, levels, grad_features, inner, direction, grad_table, tasks):
+    """`backward_table` for grad_jacobian[n, a, c] = direction[n, a] * inner[n, c], without writing that down."""
+    mask = u32(levels[-1, 0])
+    for task in prange(tasks):
+        rows = np.empty(8, i32)
+        for level in range(task, grad_features.shape[1] // 2, tasks):
+            resolution, offset, dense = f32(levels[level, 0]), i32(levels[level, 1]), levels[level, 2] == 1
+            for n in range(x.shape[0]):
+                ix, wx, sx = _axis(x[n, 0], resolution)
+                iy, wy, sy = _axis(x[n, 1], resolution)
+                iz, wz, sz = _axis(x[n, 2], resolution)
+                _corners(ix, iy, iz, resolution, offset, dense, mask, rows)
+                w, u = (wx, wy, wz), (f32(ONE - wx), f32(ONE - wy), f32(ONE - wz))
+                sx, sy, sz = sx * direction[n, 0], sy * direction[n, 1], sz * direction[n, 2]
                 for k in range(2):
                     c = 2 * level + k
-                    value, gx, gy, gz = grad_features[n, c], ZERO, ZERO, ZERO
-                    if with_jacobian:
-                        gx, gy, gz = grad_jacobian[n, 0, c] * sx, grad_jacobian[n, 1, c] * sy, grad_jacobian[n, 2, c] * sz
-                    x0, x1 = ux * value - gx, wx * value + gx
-                    b00, b01 = uy * x0 - ux * gy, wy * x0 + ux * gy
-                    b10, b11 = uy * x1 - wx * gy, wy * x1 + wx * gy
-                    z00, z01, z10, z11 = ux * uy * gz, ux * wy * gz, wx * uy * gz, wx * wy * gz
-                    grad_table[rows[0], k] += uz * b00 - z00
-                    grad_table[rows[1], k] += wz * b00 + z00
-                    grad_table[rows[2], k] += uz * b01 - z01
-                    grad_table[rows[3], k] += wz * b01 + z01
-                    grad_table[rows[4], k] += uz * b10 - z10
-                    grad_table[rows[5], k] += wz * b10 + z10
-                    grad_table[rows[6], k] += uz * b11 - z11
-                    grad_table[rows[7], k] += wz * b11 + z11
+                    g = (inner[n, c] * sx, inner[n, c] * sy, inner[n, c] * sz)
+                    _scatter(grad_table, rows, k, grad_features[n, c], g, w, u)
 
 
-@njit(parallel=True, fastmath={"contract", "arcp", "nsz"}, cache=True)
+def table_gradient(
+    table: Tensor, x: Tensor, grid: HashGrid, d_features: Tensor, inner: Tensor | None, direction: Tensor
+) -> Tensor | None:
+    """The table's gradient for d_features (n, c) and a Jacobian's gradient: `direction` (n, 3, c), or with `inner`
+    (n, c) the outer product of `direction` (n, 3) and that.
+
+    Where the table is a leaf that has a gradient already, it is added there in place and None is returned.
+    """
+    in_place = table.is_leaf and table.grad is not None
+    target = table.grad if table.is_leaf and table.grad is not None else torch.zeros_like(table)
+    levels, threads = layout(grid), torch.get_num_threads()
+    arrays = [t.contiguous().numpy() for t in (d_features, direction)]
+    if inner is None:
+        backward_table(x.numpy(), levels, *arrays, target.numpy(), threads)
+    else:
+        backward_table_outer(x.numpy(), levels, arrays[0], inner.numpy(), arrays[1], target.numpy(), threads)
+    return None if in_place else target
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
 def backward_x(x, table, levels, grad_jacobian, grad_x):
     """Adds to grad_x (n, 3) the Hessian of the features contracted with grad_jacobian (n, 3, 2 L).
 
@@ -151,26 +264,6 @@ def backward_x(x, table, levels, grad_jacobian, grad_x):
                 grad_x[n, 0] += xy * gy + xz * gz
                 grad_x[n, 1] += xy * gx + yz * gz
                 grad_x[n, 2] += xz * gx + yz * gy
-
-
-@njit(parallel=True, fastmath={"contract", "nsz"}, cache=True)
-def adam(parameter, gradient, mean, square, rate, beta1, beta2, epsilon, correction1, correction2):
-    """One Adam step (Kingma and Ba 2015, algorithm 1) on flat arrays, only where the gradient is not zero; clears it.
-
-    Entries that no sample touched keep their moments, as in a lazy or sparse Adam.
-    """
-    rate, beta1, beta2, epsilon = f32(rate), f32(beta1), f32(beta2), f32(epsilon)
-    correction1, correction2 = f32(correction1), f32(correction2)
-    span = 16384
-    for task in prange((parameter.size + span - 1) // span):
-        for i in range(task * span, min(parameter.size, (task + 1) * span)):
-            g = gradient[i]
-            if g != ZERO:
-                m = beta1 * mean[i] + (ONE - beta1) * g
-                v = beta2 * square[i] + (ONE - beta2) * g * g
-                mean[i], square[i] = m, v
-                parameter[i] -= rate * (m * correction1) / (np.sqrt(v * correction2) + epsilon)
-                gradient[i] = ZERO
 
 
 def set_threads(count: int) -> None:
