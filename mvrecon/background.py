@@ -51,7 +51,7 @@ class Background(nn.Module):
         return (weights[..., None] * color).sum(dim=1)
 
     def _sample(self, origins: Tensor, directions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Points at evenly spaced inverse radii 1 .. 1/50 behind the sphere, and the sections' lengths in that measure."""
+        """Points at evenly spaced inverse radii 1 .. 1/50 behind the sphere, and the sections' lengths measured so."""
         rays, device = origins.shape[0], origins.device
         middle = -(origins * directions).sum(dim=1)
         closest = (origins + middle[:, None] * directions).square().sum(dim=1)

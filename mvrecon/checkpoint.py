@@ -21,7 +21,7 @@ KIND = "mvrecon"
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """What a run folder holds: its config, the trained model with its cached distances, the frame, and how it was made."""
+    """What a run folder holds: its config, the model with its cached distances, the frame, and how it was made."""
 
     folder: Path
     config: Config
@@ -39,10 +39,11 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no run; give the folder that `mvrecon train --out` made")
+    # The checkpoint before the config: a run of the other door is named as such, not as one with unknown keys.
+    checkpoint = latest_checkpoint(folder, KIND)
     config = read_config(Config, folder / "config.yaml")
     device = choose_device(device_name or config.device)
     use_threads(config.train.threads)
-    checkpoint = latest_checkpoint(folder, KIND)
     state = checkpoint.state
     model = SurfaceModel(config, with_background=not config.data.masks, device=device)
     volume = SdfVolume(config.sampling.volume, device)
@@ -50,7 +51,9 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
         model.load_state_dict(state["trainer"]["model"])
         volume.values.copy_(state["trainer"]["volume"])
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file") from error
+        raise UserError(
+            f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file"
+        ) from error
     scale, x, y, z = state["frame"]
     frame = Similarity(scale, (x, y, z))
     return LoadedRun(folder, config, model.eval(), volume, frame, device, made(state))

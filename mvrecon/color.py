@@ -1,5 +1,7 @@
 """The colour of a surface point seen from a direction."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class ColorNetwork(nn.Module):
     def __init__(self, feature: int, width: int, layers: int):
         super().__init__()
         sizes = [3 + 3 + 16 + feature] + [width] * layers
-        hidden = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, 3))
 
     def forward(

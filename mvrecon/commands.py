@@ -113,7 +113,11 @@ def run_eval(args: argparse.Namespace) -> None:
     if args.gt_points is not None:
         cloud = read_cloud(args.gt_points)
         figures |= against_cloud(mesh, cloud.points, cloud.normals)
-    figures |= {"level_set_angle": level_set_angle(run.model.field, mesh, run.to_world, run.device), **topology(mesh), **run.made}
+    figures |= {
+        "level_set_angle": level_set_angle(run.model.field, mesh, run.to_world, run.device),
+        **topology(mesh),
+        **run.made,
+    }
     write_report(figures, run.folder / "eval.json")
 
 

@@ -38,9 +38,9 @@ class BackgroundConfig:
 class SamplingConfig:
     """Where on the rays the network is asked."""
 
-    scan: int = key(96, "steps of the scan through the cached distances", minimum=8)
-    importance: int = key(24, "samples a ray near the surface", minimum=2)
-    uniform: int = key(8, "samples a ray spread evenly", minimum=1)
+    scan: int = key(64, "steps of the scan through the cached distances", minimum=8)
+    importance: int = key(12, "samples a ray near the surface", minimum=2)
+    uniform: int = key(4, "samples a ray spread evenly", minimum=1)
     volume: int = key(128, "nodes along an edge of the cached distances", minimum=16)
     refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
     band: float = key(0.04, "how near, in field units", minimum=0.0)
@@ -64,7 +64,8 @@ class TrainConfig:
 
     minutes: float | None = key(None, "length of the run in minutes", minimum=0.0)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
-    rays: int = key(256, "rays a step", minimum=1)
+    rays: int = key(512, "rays a step", minimum=1)
+    cell: float = key(0.72, "finest grid cell in units of a pixel at the object; 0 takes field.finest", minimum=0.0)
     mask_share: float = key(0.9, "share of rays near the masks", minimum=0.0, maximum=1.0)
     save_seconds: float = key(60.0, "seconds between checkpoints", minimum=0.0)
     previews: int = key(4, "pictures of a held-out view during the run", minimum=0)
@@ -77,7 +78,7 @@ class Config:
     """A whole run of `mvrecon train`."""
 
     data: DataConfig = DataConfig()
-    field: FieldConfig = FieldConfig()
+    field: FieldConfig = FieldConfig(levels=10, finest=512, first_levels=7, open_levels=0.25)
     color: ColorConfig = ColorConfig()
     background: BackgroundConfig = BackgroundConfig()
     sampling: SamplingConfig = SamplingConfig()

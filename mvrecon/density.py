@@ -28,7 +28,7 @@ def neus_alpha(
 def volsdf_alpha(
     sdf: Float[Tensor, "r s"], spacing: Float[Tensor, "r s"], width: Float[Tensor, ""] | float
 ) -> Float[Tensor, "r s"]:
-    """Opacity of ray sections whose density is the Laplace distribution's of -sdf, over its width (VolSDF, eqs. 2 and 3)."""
+    """Opacity of ray sections of density (Laplace distribution of -sdf) / its width (VolSDF, eqs. 2 and 3)."""
     tail = 0.5 * torch.exp(-sdf.abs() / width)
     density = torch.where(sdf > 0, tail, 1 - tail) / width
     return 1 - torch.exp(-density * spacing)

@@ -39,7 +39,9 @@ class SurfaceModel(nn.Module):
         self.field = build_field(config.field, device)
         self.color = ColorNetwork(config.field.feature, config.color.width, config.color.layers)
         self.sharpness = nn.Parameter(torch.tensor(0.3))
-        self.background = Background(config.background.width, config.background.samples, device) if with_background else None
+        self.background = (
+            Background(config.background.width, config.background.samples, device) if with_background else None
+        )
         self.to(device)
 
     @property

@@ -13,7 +13,8 @@ from mvrecon.scene import Scene
 from shared.errors import UserError
 from shared.geometry import ray_sphere
 
-# Pixels this far from a mask, as a fraction of the photo's width, count as near it: the silhouette must be seen from both sides.
+# Pixels this far from a mask, as a fraction of the photo's width, count as near it: the silhouette must be seen from
+# both sides.
 MARGIN = 0.03
 
 
@@ -36,7 +37,9 @@ class RayPool:
         self.masks = None if scene.masks is None else torch.from_numpy(scene.masks[scene.train]).reshape(-1).to(device)
         self.pools = [(1.0, torch.arange(len(self.images), dtype=torch.int32, device=device))]
         if scene.masks is not None:
-            near = torch.from_numpy(np.stack([_dilate(mask) for mask in scene.masks[scene.train]])).reshape(-1).to(device)
+            near = (
+                torch.from_numpy(np.stack([_dilate(mask) for mask in scene.masks[scene.train]])).reshape(-1).to(device)
+            )
             hit = self._hits_sphere()
             inside, outside = ((part & hit).nonzero()[:, 0].int() for part in (near, ~near))
             if not len(inside):

@@ -16,7 +16,7 @@ from mvrecon.model import SurfaceModel
 from mvrecon.sampling import SdfVolume
 from mvrecon.scene import Scene
 from shared.errors import UserError
-from shared.run_folder import atomic_write, make_folder
+from shared.run_folder import make_folder, save_png
 
 CHUNK = 8192
 FRAMES_PER_SECOND = 24
@@ -25,7 +25,7 @@ FILM = (".mp4",)
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One rendered image: RGB in 0..1, opacity of the surface, depth along z (field units), unit normals in camera axes."""
+    """One image: RGB in 0..1, opacity of the surface, depth along z (field units), unit normals in camera axes."""
 
     color: Float[np.ndarray, "h w 3"]
     opacity: Float[np.ndarray, "h w"]
@@ -47,8 +47,8 @@ def render_view(model: SurfaceModel, volume: SdfVolume, cameras: Cameras, index:
         along = (directions @ rotation)[:, 2]
         parts.append((rendering.color, rendering.opacity, rendering.depth * along, normal))
     shape = (cameras.height, cameras.width)
-    color, opacity, depth, normal = (torch.cat(channel).cpu().numpy() for channel in zip(*parts))
-    return View(color.reshape(*shape, 3), opacity.reshape(shape), depth.reshape(shape), normal.reshape(*shape, 3))
+    color, opacity, depth, toward = (torch.cat(channel).cpu().numpy() for channel in zip(*parts))
+    return View(color.reshape(*shape, 3), opacity.reshape(shape), depth.reshape(shape), toward.reshape(*shape, 3))
 
 
 def picture(view: View) -> UInt8[np.ndarray, "h w3 3"]:
@@ -79,7 +79,7 @@ def depth_picture(view: View) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def path_cameras(scene: Scene, path: str, frames: int) -> Cameras:
-    """The cameras of `test`, `train`, `orbit` or `interpolate`. Raises UserError for another path or one without views."""
+    """The cameras of `test`, `train`, `orbit` or `interpolate`. Raises UserError for others and for empty ones."""
     if path == "orbit":
         return orbit(scene.cameras, frames)
     if path == "interpolate":
@@ -93,9 +93,9 @@ def path_cameras(scene: Scene, path: str, frames: int) -> Cameras:
 
 
 def render_path(run: LoadedRun, cameras: Cameras, names: list[str], out: Path) -> None:
-    """Render every camera into folder `out` (NAME_color.png, NAME_normal.png, NAME_depth.png), or into one .mp4 film."""
-    views = ((name, render_view(run.model, run.volume, cameras, index)) for index, name in enumerate(names))
-    views = tqdm(views, total=len(names), desc="rendering", unit="view")
+    """Render every camera into folder `out` (NAME_color.png, NAME_normal.png, NAME_depth.png), or one .mp4 film."""
+    rendered = ((name, render_view(run.model, run.volume, cameras, index)) for index, name in enumerate(names))
+    views = tqdm(rendered, total=len(names), desc="rendering", unit="view")
     if out.suffix.lower() in FILM:
         write_film((np.concatenate([color_picture(v), normal_picture(v)], axis=1) for _, v in views), out)
         return
@@ -103,8 +103,7 @@ def render_path(run: LoadedRun, cameras: Cameras, names: list[str], out: Path) -
     for name, view in views:
         images = {"color": color_picture(view), "normal": normal_picture(view), "depth": depth_picture(view)}
         for kind, image in images.items():
-            with atomic_write(out / f"{name}_{kind}.png") as file:
-                imageio.imwrite(file, image, format="png")
+            save_png(out / f"{name}_{kind}.png", image)
 
 
 def write_film(frames: Iterator[UInt8[np.ndarray, "h w 3"]], out: Path) -> None:
@@ -112,7 +111,8 @@ def write_film(frames: Iterator[UInt8[np.ndarray, "h w 3"]], out: Path) -> None:
     make_folder(out.parent)
     aside = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
-        with imageio.get_writer(aside, fps=FRAMES_PER_SECOND, codec="libx264", quality=8, macro_block_size=2) as writer:
+        writer = imageio.get_writer(aside, fps=FRAMES_PER_SECOND, codec="libx264", quality=8, macro_block_size=2)
+        with writer:
             for frame in frames:
                 writer.append_data(frame)
         aside.replace(out)

@@ -4,9 +4,10 @@ The volume is a coarse copy of the field. Reading it costs a trilinear look-up, 
 network is asked only near what the scan finds. The volume is refreshed near the surface every few steps.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 

@@ -1,8 +1,11 @@
 """`mvrecon train`: photos to a trained field, and its mesh."""
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mvrecon.checkpoint import KIND
@@ -20,6 +23,8 @@ from shared.run_folder import open_run
 from shared.runtime import Budget, choose_device
 
 PREVIEW_WIDTH = 200
+# From one level of the hash grid to the next the cells shrink by this; finer than FINEST no photo can tell.
+GROWTH, FINEST = 1.47, 4096
 MESH_RESOLUTION = 512
 
 
@@ -30,14 +35,16 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     if config.train.minutes is None and config.train.steps is None:
         raise UserError("--train.minutes: missing; say how long to train, with --train.minutes or --train.steps")
     scene = load(config.data)
+    config = adapt(config, scene)
     trainer = Trainer(config, scene, device)
     _compile(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
     run = open_run(out, resume, to_yaml(config))
     extra = restore(trainer, run, budget, KIND) if resume else {}
     extra.update(frame=_frame(scene), device=str(device))
-    views = len(scene.train), len(scene.test)
-    print(f"{config.data.root}: {views[0]} photos to train on, {views[1]} held out, {scene.view_size[0]}x{scene.view_size[1]}")
+    width, height = scene.view_size
+    photos = f"{len(scene.train)} photos to train on, {len(scene.test)} held out"
+    print(f"{config.data.root}: {photos}, {width}x{height}")
     backend = getattr(trainer.model.field, "backend", "autograd")
     print(f"{out}: {config.field.backbone} field, {backend} backend, {device}, {torch.get_num_threads()} threads")
 
@@ -56,6 +63,17 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
         print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {budget.steps} steps in {budget.seconds:.0f} s")
     run.close()
     return finished
+
+
+def adapt(config: Config, scene: Scene) -> Config:
+    """The config with the hash grid's levels set from what a pixel covers at the centre of the scene."""
+    if config.train.cell == 0:
+        return config
+    cameras, base = scene.cameras, config.field.base
+    pixel = float(np.median(np.linalg.norm(cameras.centres, axis=1) / cameras.intrinsics[:, 0, 0]))
+    finest = int(np.clip(round(2 / (config.train.cell * pixel)), 2 * base, FINEST))
+    levels = 1 + round(math.log(finest / base) / math.log(GROWTH))
+    return replace(config, field=replace(config.field, finest=finest, levels=levels))
 
 
 def _compile(trainer: Trainer) -> None:

@@ -37,14 +37,17 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no run; give the folder that `pointrecon fit --out` made")
+    # The checkpoint before the config: a run of the other door is named as such, not as one with unknown keys.
+    checkpoint = latest_checkpoint(folder, KIND)
     config = read_config(Config, folder / "config.yaml")
     device = choose_device(device_name or config.device)
     use_threads(config.train.threads)
-    checkpoint = latest_checkpoint(folder, KIND)
     field = build_field(config.field, device)
     try:
         field.load_state_dict(checkpoint.state["trainer"]["field"])
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file") from error
+        raise UserError(
+            f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file"
+        ) from error
     scale, x, y, z = checkpoint.state["frame"]
     return LoadedRun(folder, config, field.eval(), Similarity(scale, (x, y, z)), device, made(checkpoint.state))

@@ -26,11 +26,17 @@ def build_parser() -> Parser:
     mesh.add_argument("--resolution", type=int, default=384, help="cells along an edge of the box (default 384)")
     mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
     evaluate = commands.add_parser("eval", help="measure a run or a mesh; prints a table")
-    evaluate.add_argument("run", type=Path, metavar="RUN|MESH", help="folder of a run (writes RUN/eval.json) or a mesh file")
-    evaluate.add_argument("--gt", type=Path, required=True, metavar="MESH|CLOUD", help="the exact mesh, or points on the surface")
+    evaluate.add_argument(
+        "run", type=Path, metavar="RUN|MESH", help="folder of a run (writes RUN/eval.json) or a mesh file"
+    )
+    evaluate.add_argument(
+        "--gt", type=Path, required=True, metavar="MESH|CLOUD", help="the exact mesh, or points on the surface"
+    )
     for command in commands.choices.values():
         if command is not fit:
-            command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: as fitted)")
+            command.add_argument(
+                "--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: as fitted)"
+            )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pointrecon.checkpoint import KIND
 from pointrecon.config import Config
-from shared.pointcloud import read_cloud
 from pointrecon.trainer import Trainer
 from shared.config import to_yaml
 from shared.errors import UserError
@@ -23,6 +22,7 @@ from shared.loop import fit as run_loop
 from shared.loop import restore, use_threads
 from shared.mesh import Mesh, keep_components, save_mesh
 from shared.meshing import extract_mesh
+from shared.pointcloud import read_cloud
 from shared.run_folder import open_run
 from shared.runtime import Budget, choose_device
 

@@ -16,9 +16,7 @@ from shared.optim import Optimisers
 from shared.pull import pull
 
 
-def pull_loss(
-    pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squared: bool
-) -> Float[Tensor, " n"]:
+def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squared: bool) -> Float[Tensor, " n"]:
     """Distance, or its square (Neural-Pull, eq. 2), between pulled queries and their nearest cloud points."""
     error = (pulled - targets).square().sum(dim=1)
     return error if squared else (error + 1e-12).sqrt()

@@ -41,6 +41,6 @@ def main_guard(command: Callable[[], int | None]) -> int:
 
 def _report(message: str) -> int:
     if "--debug" in sys.argv:
-        raise  # noqa: PLE0704 - called from an except block only
+        raise
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

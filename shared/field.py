@@ -7,6 +7,7 @@ differentiated by autograd.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shared.config import key
-from shared.fused import FusedGeometry, smooth_relu, smooth_step
 from shared.encoding import BACKENDS, HashGrid, choose_backend, encode, interpolate
+from shared.fused import FusedGeometry, fused_sdf, smooth_relu, smooth_step
 
 
 class Geometry(NamedTuple):
-    """What a field says of n points: distances (n,), gradients (n, 3) as they are (not of unit length), features (n, k)."""
+    """What a field says of n points: distances (n,), gradients (n, 3) as they are (of any length), features (n, k)."""
 
     sdf: Float[Tensor, " n"]
     gradient: Float[Tensor, "n 3"]
@@ -31,7 +32,9 @@ class Geometry(NamedTuple):
 class FieldConfig:
     """The signed distance field."""
 
-    backbone: str = key("grid", "hash grid with a small MLP, the papers' MLP, or SIREN", choices=("grid", "mlp", "siren"))
+    backbone: str = key(
+        "grid", "hash grid with a small MLP, the papers' MLP, or SIREN", choices=("grid", "mlp", "siren")
+    )
     levels: int = key(12, "levels of the hash grid", minimum=1, maximum=32)
     base: int = key(16, "cells along an edge of the box on the coarsest level", minimum=2)
     finest: int = key(768, "cells along an edge of the box on the finest level", minimum=2)
@@ -60,21 +63,21 @@ class GridField(nn.Module):
         self.backend = choose_backend(config.backend, device)
         self.table = nn.Parameter(torch.empty(self.grid.entries, self.grid.features).uniform_(-1e-4, 1e-4))
         inputs = 3 + config.levels * self.grid.features
-        widths = [inputs] + [config.width] * config.layers
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.first = nn.Linear(inputs, config.width)
+        self.deeper = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers - 1))
         self.out = nn.Linear(config.width, 1 + config.feature)
         self._start_as_sphere()
 
     @torch.no_grad()
     def _start_as_sphere(self) -> None:
-        for layer in self.hidden:
+        for layer in (self.first, *self.deeper):
             nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / self.config.width))
             nn.init.zeros_(layer.bias)
         # Opposite pairs of evenly spread directions: random ones make a potato, with radii off by a quarter.
         pairs = _fibonacci_sphere(self.config.width // 2)
         first = torch.cat([pairs, -pairs, torch.zeros(self.config.width % 2, 3)]) * math.sqrt(6 / self.config.width)
-        self.hidden[0].weight[:, :3] = first
-        self.hidden[0].weight[:, 3:] = 0
+        self.first.weight[:, :3] = first
+        self.first.weight[:, 3:] = 0
         nn.init.normal_(self.out.weight, 0.0, 0.05)
         nn.init.zeros_(self.out.bias)
         self.out.weight[0] = math.sqrt(math.pi / self.config.width)
@@ -93,35 +96,44 @@ class GridField(nn.Module):
 
     def sdf(self, x: Float[Tensor, "n 3"], active: int | None = None) -> Float[Tensor, " n"]:
         """Signed distances at x in field space."""
+        if self._fused and not torch.is_grad_enabled():
+            return fused_sdf(x, self.table, self._weights, self.grid, self.grid.levels if active is None else active)
         features = interpolate(x, self.table, self.grid, active, self.backend)
-        return self._heights(self._hidden(self._first(x, features))[-1], 1)[:, 0]
+        return self._heights(self._hidden(self._enter(x, features))[-1], 1)[:, 0]
 
     def geometry(self, x: Float[Tensor, "n 3"], active: int | None = None) -> Geometry:
         """Distances, their exact gradients, and features at x; differentiable with respect to x and all parameters."""
-        if self.backend == "cpu" and len(self.hidden) == 1:
-            first, active = self.hidden[0], self.grid.levels if active is None else active
-            weights = (first.weight, first.bias, self.out.weight, self.out.bias)
-            out, gradient = FusedGeometry.apply(x, self.table, *weights, self.grid, active)
+        if self._fused:
+            active = self.grid.levels if active is None else active
+            out, gradient = FusedGeometry.apply(x, self.table, *self._weights, self.grid, active)
             return Geometry(out[:, 0], gradient, out[:, 1:])
         features, jacobian = encode(x, self.table, self.grid, active, self.backend)
-        inputs = self._hidden(self._first(x, features))
+        inputs = self._hidden(self._enter(x, features))
         heights = self._heights(inputs[-1])
         slope = self.out.weight[0] * smooth_step(inputs[-1])
-        for layer, before in zip(reversed(list(self.hidden)[1:]), reversed(inputs[:-1])):
-            slope = (slope @ layer.weight) * smooth_step(before)
-        slope = slope @ self.hidden[0].weight[:, : 3 + features.shape[1]]
+        for layer, before in zip(reversed(self.deeper), reversed(inputs[:-1])):
+            slope = (slope @ layer.get_parameter("weight")) * smooth_step(before)
+        slope = slope @ self.first.weight[:, : 3 + features.shape[1]]
         # Not einsum: its batches of tiny matrices are several times slower on a CPU.
         gradient = slope[:, :3] + (jacobian * slope[:, None, 3:]).sum(dim=2)
         return Geometry(heights[:, 0], gradient, heights[:, 1:])
 
-    def _first(self, x: Tensor, features: Tensor) -> Tensor:
-        first, inputs = self.hidden[0], torch.cat([x, features], dim=1)
-        return F.linear(inputs, first.weight[:, : inputs.shape[1]], first.bias)
+    @property
+    def _fused(self) -> bool:
+        return self.backend == "cpu" and len(self.deeper) == 0 and self.table.dtype == torch.float32
+
+    @property
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.first.weight, self.first.bias, self.out.weight, self.out.bias
+
+    def _enter(self, x: Tensor, features: Tensor) -> Tensor:
+        inputs = torch.cat([x, features], dim=1)
+        return F.linear(inputs, self.first.weight[:, : inputs.shape[1]], self.first.bias)
 
     def _hidden(self, first: Tensor) -> list[Tensor]:
         """Pre-activations of every hidden layer."""
         inputs = [first]
-        for layer in list(self.hidden)[1:]:
+        for layer in self.deeper:
             inputs.append(layer(smooth_relu(inputs[-1])))
         return inputs
 
@@ -156,7 +168,11 @@ class _AutogradField(nn.Module):
             x = x if x.requires_grad else x.detach().requires_grad_()
             out = self(x)
             (gradient,) = torch.autograd.grad(out[:, 0].sum(), x, create_graph=keep)
-        return Geometry(out[:, 0], gradient, out[:, 1:]) if keep else Geometry(out[:, 0].detach(), gradient, out[:, 1:].detach())
+        return (
+            Geometry(out[:, 0], gradient, out[:, 1:])
+            if keep
+            else Geometry(out[:, 0].detach(), gradient, out[:, 1:].detach())
+        )
 
 
 class MLPField(_AutogradField):
@@ -199,7 +215,7 @@ class SirenField(_AutogradField):
     def __init__(self, config: FieldConfig):
         super().__init__()
         widths = [3] + [config.width] * config.layers
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.out = nn.Linear(config.width, 1 + config.feature)
         for index, layer in enumerate([*self.layers, self.out]):
             fan_in = layer.weight.shape[1]
@@ -224,8 +240,10 @@ def build_field(config: FieldConfig, device: torch.device) -> Field:
     return (MLPField(config) if config.backbone == "mlp" else SirenField(config)).to(device)
 
 
-def numerical_gradient(field: Field, x: Float[Tensor, "n 3"], step: float, active: int | None = None) -> Float[Tensor, "n 3"]:
-    """Central differences with this step (Li et al. 2023, Neuralangelo, eq. 3): a wide step spans several grid cells."""
+def numerical_gradient(
+    field: Field, x: Float[Tensor, "n 3"], step: float, active: int | None = None
+) -> Float[Tensor, "n 3"]:
+    """Central differences with this step (Li et al. 2023, Neuralangelo, eq. 3): a wide one spans several grid cells."""
     offsets = step * torch.eye(3, dtype=x.dtype, device=x.device)
     ends = torch.cat([x + sign * offset for sign in (1, -1) for offset in offsets])
     ahead, behind = field.sdf(ends, active).reshape(2, 3, -1)

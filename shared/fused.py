@@ -67,6 +67,58 @@ def forward(x, table, levels, w1t, b1, w2, b2, features, jacobian, hidden, inner
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
+def distances(x, table, levels, channels, w1t, b1, w2, b2, sdf):
+    """Fill sdf (n,): out_0 of `forward` alone, with nothing kept."""
+    count, width = x.shape[0], b1.shape[0]
+    for task in prange((count + BLOCK - 1) // BLOCK):
+        first = task * BLOCK
+        size = min(BLOCK, count - first)
+        p, features = np.empty(width, f32), np.empty((BLOCK, channels), f32)
+        numbers, rows = np.zeros(SCRATCH, f32), np.zeros(11 * BLOCK, i32)
+        encode_block(
+            x[first : first + size], table, levels, 0, size, numbers, rows, features, np.empty((0, 3, channels), f32)
+        )
+        for i in range(size):
+            x0, x1, x2, total = x[first + i, 0], x[first + i, 1], x[first + i, 2], b2[0]
+            for k in range(width):
+                p[k] = b1[k] + x0 * w1t[0, k] + x1 * w1t[1, k] + x2 * w1t[2, k]
+            for c in range(0, channels, 2):
+                f0, f1 = features[i, c], features[i, c + 1]
+                for k in range(width):
+                    p[k] += f0 * w1t[3 + c, k] + f1 * w1t[4 + c, k]
+            for k in range(width):
+                total += w2[0, k] * HALF * (p[k] + np.sqrt(p[k] * p[k] + BEND32))
+            sdf[first + i] = total
+
+
+@njit(inline="always")
+def _tangents(n, x, features, jacobian, d_gradient, inputs, d_slopes):
+    """The first layer's inputs (3 + c,) at point n, and d loss / d (d out_0 / d inputs)."""
+    d0, d1, d2 = d_gradient[n, 0], d_gradient[n, 1], d_gradient[n, 2]
+    inputs[0], inputs[1], inputs[2] = x[n, 0], x[n, 1], x[n, 2]
+    d_slopes[0], d_slopes[1], d_slopes[2] = d0, d1, d2
+    for c in range(features.shape[1]):
+        inputs[3 + c] = features[n, c]
+        d_slopes[3 + c] = jacobian[n, 0, c] * d0 + jacobian[n, 1, c] * d1 + jacobian[n, 2, c] * d2
+
+
+@njit(inline="always")
+def _activations(n, hidden, w2, da, dh, h, a, dp):
+    """Activations h, a = d out_0 / d pre-activation, and d loss / d pre-activation dp at point n; da becomes its share
+    of d_w2[0]."""
+    for k in range(h.shape[0]):
+        p = hidden[n, k]
+        q = np.sqrt(p * p + BEND32)
+        r = ONE / q
+        slope = HALF + HALF * p * r
+        bend = HALF * BEND32 * r * r * r
+        h[k] = HALF * (p + q)
+        a[k] = slope * w2[0, k]
+        dp[k] = dh[k] * slope + da[k] * w2[0, k] * bend
+        da[k] *= slope
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
 def backward(x, w1t, w2, features, jacobian, hidden, d_out, d_gradient, d_features, d_x, d_w1t, d_b1, d_w2):
     """Fill d_features (n, c) and d_x (n, 3), without the terms through the Jacobian, and the weights' gradients.
 
@@ -78,16 +130,10 @@ def backward(x, w1t, w2, features, jacobian, hidden, d_out, d_gradient, d_featur
     for task in prange(tasks):
         g1, gb, g2 = d_w1t[task], d_b1[task], d_w2[task]
         inputs, dg = np.empty(3 + channels, f32), np.empty(3 + channels, f32)
-        a, da, dh, dp, h = (
-            np.empty(width, f32), np.empty(width, f32), np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
-        )
+        a, da, dh = np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
+        dp, h = np.empty(width, f32), np.empty(width, f32)
         for n in range(task * span, min(count, (task + 1) * span)):
-            d0, d1, d2 = d_gradient[n, 0], d_gradient[n, 1], d_gradient[n, 2]
-            inputs[0], inputs[1], inputs[2] = x[n, 0], x[n, 1], x[n, 2]
-            dg[0], dg[1], dg[2] = d0, d1, d2
-            for c in range(channels):
-                inputs[3 + c] = features[n, c]
-                dg[3 + c] = jacobian[n, 0, c] * d0 + jacobian[n, 1, c] * d1 + jacobian[n, 2, c] * d2
+            _tangents(n, x, features, jacobian, d_gradient, inputs, dg)
             for k in range(width):
                 da[k] = ZERO
                 dh[k] = ZERO
@@ -99,16 +145,9 @@ def backward(x, w1t, w2, features, jacobian, hidden, d_out, d_gradient, d_featur
                 v = d_out[n, o]
                 for k in range(width):
                     dh[k] += v * w2[o, k]
+            _activations(n, hidden, w2, da, dh, h, a, dp)
             for k in range(width):
-                p = hidden[n, k]
-                q = np.sqrt(p * p + BEND32)
-                r = ONE / q
-                slope = HALF + HALF * p * r
-                bend = HALF * BEND32 * r * r * r
-                h[k] = HALF * (p + q)
-                a[k] = slope * w2[0, k]
-                dp[k] = dh[k] * slope + da[k] * w2[0, k] * bend
-                g2[0, k] += slope * da[k]
+                g2[0, k] += da[k]
                 gb[k] += dp[k]
             for o in range(outputs):
                 v = d_out[n, o]
@@ -156,8 +195,9 @@ class FusedGeometry(torch.autograd.Function):
         d_features, d_x = torch.empty_like(features), torch.empty_like(x)
         d_w1t, d_b1 = torch.zeros(threads, *w1t.shape), torch.zeros(threads, w1t.shape[1])
         d_w2 = torch.zeros(threads, *w2.shape)
-        tensors = (x, w1t, w2.detach(), features, jacobian, hidden, d_out, d_gradient, d_features, d_x, d_w1t, d_b1, d_w2)
-        backward(*(t.numpy() for t in tensors))
+        known = (x, w1t, w2.detach(), features, jacobian, hidden, d_out, d_gradient)
+        wanted = (d_features, d_x, d_w1t, d_b1, d_w2)
+        backward(*(t.numpy() for t in (*known, *wanted)))
         d_table = cpu.table_gradient(table, x, ctx.grid, d_features, inner, d_gradient)
         if ctx.needs_input_grad[0]:
             outer = d_gradient[:, :, None] * inner[:, None, :]
@@ -165,6 +205,19 @@ class FusedGeometry(torch.autograd.Function):
         d_w1 = torch.zeros_like(w1)
         d_w1[:, : w1t.shape[0]] = d_w1t.sum(dim=0).t()
         return d_x, d_table, d_w1, d_b1.sum(dim=0), d_w2.sum(dim=0), d_out.sum(dim=0), None, None
+
+
+@torch.no_grad()
+def fused_sdf(
+    x: Float[Tensor, "n 3"], table: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], grid: HashGrid, active: int
+) -> Float[Tensor, " n"]:
+    """Distances alone, outside of any graph; `weights` are (w1, b1, w2, b2) as for `FusedGeometry`."""
+    w1, *others = (w.detach() for w in weights)
+    w1t = w1[:, : 3 + 2 * active].t().contiguous()
+    sdf = torch.empty(x.shape[0])
+    arrays = [t.numpy() for t in (w1t, *others, sdf)]
+    distances(x.contiguous().numpy(), table.detach().numpy(), cpu.layout(grid), 2 * active, *arrays)
+    return sdf
 
 
 def smooth_relu(p: Float[Tensor, "n w"]) -> Float[Tensor, "n w"]:

@@ -8,7 +8,6 @@ The world is the user's own frame and units, in float64; `Similarity` is the onl
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -41,7 +40,7 @@ def fit_box(points: ArrayLike, longest_side: float = 1.6) -> Similarity:
 def ray_sphere(
     origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], radius: float = 1.0
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Where rays with unit directions enter and leave the sphere about the origin: near, far (>= 0), and whether they do.
+    """Where rays with unit directions enter and leave the sphere about the origin: near, far (>= 0), and if they do.
 
     A ray that misses gets the closest point of approach as both bounds.
     """
@@ -53,7 +52,7 @@ def ray_sphere(
 
 
 def look_at(eye: ArrayLike, target: ArrayLike, up: ArrayLike) -> NDArray[np.float64]:
-    """cam_to_world (3, 4) of a camera at `eye` whose z axis points at `target`; `up` is the world's upward direction."""
+    """cam_to_world (3, 4) of a camera at `eye` whose z axis points at `target`; `up` is the world's upward axis."""
     eye, target, up = (np.asarray(v, dtype=np.float64) for v in (eye, target, up))
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, up)

@@ -70,7 +70,9 @@ def fit(
     def check() -> None:
         loss = float(meter.sums.get("loss", 0.0))
         if not math.isfinite(loss):
-            raise UserError(f"{run.folder}: the loss is {loss} at step {budget.steps}; lower the learning rates (--optim)")
+            raise UserError(
+                f"{run.folder}: the loss is {loss} at step {budget.steps}; lower the learning rates (--optim)"
+            )
 
     def save() -> None:
         check()

@@ -5,9 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def pull(
-    x: Float[Tensor, "n 3"], sdf: Float[Tensor, " n"], gradient: Float[Tensor, "n 3"]
-) -> Float[Tensor, "n 3"]:
+def pull(x: Float[Tensor, "n 3"], sdf: Float[Tensor, " n"], gradient: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     """x - f(x) * grad f(x) / |grad f(x)|: onto the zero level set, from outside and inside alike.
 
     The sign of f does the work: Level Set Alignment prints |f| (its eq. 8), which only holds outside.

@@ -49,6 +49,12 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         aside.unlink(missing_ok=True)
 
 
+def save_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an image, uint8 RGB (H, W, 3), to a PNG file, as `atomic_write` does."""
+    with atomic_write(path) as file:
+        Image.fromarray(image).save(file, format="PNG")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises UserError when that is impossible."""
     try:
@@ -82,8 +88,7 @@ class Run:
     def image(self, name: str, step: int, image: NDArray[np.uint8]) -> Path:
         """Write a preview, uint8 RGB (H, W, 3), to previews/NAME_STEP.png and to TensorBoard; returns its path."""
         path = self.folder / "previews" / f"{name}_{step:08d}.png"
-        with atomic_write(path) as file:
-            Image.fromarray(image).save(file, format="PNG")
+        save_png(path, image)
         self.tensorboard.add_image(name, image, step, dataformats="HWC")
         return path
 

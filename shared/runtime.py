@@ -136,8 +136,9 @@ class ProgressBar:
         self._budget = budget
         self._first_steps, self._first_seconds = budget.steps, budget.seconds
         by_steps = budget.second_limit is None
+        self._total = float((budget.step_limit if by_steps else budget.second_limit) or 0)
         self._bar = tqdm(
-            total=budget.step_limit if by_steps else budget.second_limit,
+            total=self._total,
             initial=self._spent,
             file=sys.stderr,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
@@ -155,8 +156,7 @@ class ProgressBar:
         seconds = self._budget.seconds - self._first_seconds
         rate = (self._budget.steps - self._first_steps) / max(seconds, 1e-9)
         self._bar.set_postfix_str(f"step {self._budget.steps}, {rate:.1f} steps/s, loss {loss:.4g}", refresh=False)
-        total = self._bar.total
-        self._bar.update(min(self._spent, total) - self._bar.n)
+        self._bar.update(min(self._spent, self._total) - self._bar.n)
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -16,11 +16,14 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+KERNELS = ("shared.encoding.cpu", "shared.fused", "shared.lazy_adam")
+
+
 class Unchecked(MetaPathFinder):
     """Imports the kernels as they are: numba cannot compile a function that a checker has wrapped."""
 
     def find_spec(self, fullname, path, target=None):
-        return PathFinder.find_spec(fullname, path, target) if fullname == "shared.encoding.cpu" else None
+        return PathFinder.find_spec(fullname, path, target) if fullname in KERNELS else None
 
 
 # Before anything imports numba: the threading layer that every platform has.

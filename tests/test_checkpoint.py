@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, how
     save_checkpoint(tmp_path, "mvrecon", 1, STATE)
     newest = save_checkpoint(tmp_path, "mvrecon", 2, STATE)
     damage(newest, how)
-    with pytest.raises(DamagedCheckpoint, match="step_00000002.pt: the checkpoint is damaged"):
+    with pytest.raises(DamagedCheckpoint, match=r"step_00000002\.pt: the checkpoint is damaged"):
         load_checkpoint(newest, "mvrecon")
     assert latest_checkpoint(tmp_path, "mvrecon").step == 1
     warning = capsys.readouterr().err

@@ -23,8 +23,8 @@ def rough(layers: int = 1, backend: str = "auto", softness: float = 100.0) -> Gr
     field = build(**GRID, layers=layers, width=16, backend=backend)
     with torch.no_grad():
         field.table.normal_(0, 0.2)
-        field.hidden[0].weight.normal_(0, 0.3)
-        field.hidden[0].bias.normal_(0, 0.3)
+        field.first.weight.normal_(0, 0.3)
+        field.first.bias.normal_(0, 0.3)
         field.out.weight.normal_(0, 0.3)
     field.SHARPNESS = softness
     return field

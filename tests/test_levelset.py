@@ -83,7 +83,7 @@ def test_a_few_steps_lower_it(backend: str):
     field = build_field(FieldConfig(levels=3, base=4, finest=16, log2_entries=9, width=16, backend=backend), CPU)
     with torch.no_grad():
         field.table.normal_(0, 0.05)
-        field.hidden[0].weight[:, 3:].normal_(0, 0.1)
+        field.first.weight[:, 3:].normal_(0, 0.1)
     adam, losses = torch.optim.Adam(field.parameters(), lr=2e-3), []
     for _ in range(30):
         loss = loss_of(field, points())

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from plyfile import PlyData, PlyElement
 
-from shared.pointcloud import read_cloud
 from shared.errors import UserError
+from shared.pointcloud import read_cloud
 
 RNG = np.random.default_rng(0)
 COUNT = 60

@@ -32,7 +32,7 @@ def test_gradients_flow_through_the_pulled_point_alike_on_both_backends():
         field = build_field(FieldConfig(levels=3, base=4, finest=16, log2_entries=9, width=16, backend=backend), CPU)
         with torch.no_grad():
             field.table.normal_(0, 0.1)
-            field.hidden[0].weight.normal_(0, 0.2)
+            field.first.weight.normal_(0, 0.2)
         x = 1.6 * torch.rand(200, 3, generator=torch.Generator().manual_seed(1)) - 0.8
         there = field.geometry(x)
         pulled = pull(x, there.sdf, there.gradient)

@@ -86,5 +86,7 @@ class _Encode(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = torch.einsum("nac,nc->na", jacobian, grad_features)
             if grad_jacobian is not None:
-                cpu.backward_x(x.numpy(), table.detach().numpy(), levels, grad_jacobian.contiguous().numpy(), grad_x.numpy())
+                cpu.backward_x(
+                    x.numpy(), table.detach().numpy(), levels, grad_jacobian.contiguous().numpy(), grad_x.numpy()
+                )
         return grad_x, grad_table, None, None, None

@@ -260,7 +260,11 @@ def backward_x(x, table, levels, grad_jacobian, grad_x):
                 xy = (uz * (v6 - v4 - v2 + v0) + wz * (v7 - v5 - v3 + v1)) * sx * sy
                 xz = (uy * (v5 - v4 - v1 + v0) + wy * (v7 - v6 - v3 + v2)) * sx * sz
                 yz = (ux * (v3 - v2 - v1 + v0) + wx * (v7 - v6 - v5 + v4)) * sy * sz
-                gx, gy, gz = grad_jacobian[n, 0, 2 * level + k], grad_jacobian[n, 1, 2 * level + k], grad_jacobian[n, 2, 2 * level + k]
+                gx, gy, gz = (
+                    grad_jacobian[n, 0, 2 * level + k],
+                    grad_jacobian[n, 1, 2 * level + k],
+                    grad_jacobian[n, 2, 2 * level + k],
+                )
                 grad_x[n, 0] += xy * gy + xz * gz
                 grad_x[n, 1] += xy * gx + yz * gz
                 grad_x[n, 2] += xz * gx + yz * gy

@@ -17,7 +17,7 @@ PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True)
 class HashGrid:
-    """The shape of a grid: `levels` resolutions from `base` to `finest` in geometric progression, 2 features an entry."""
+    """The shape of a grid: `levels` resolutions, `base` to `finest` in geometric progression, 2 features an entry."""
 
     levels: int
     base: int

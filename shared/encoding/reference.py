@@ -27,8 +27,8 @@ def encode(
         fraction = (position - cell).clamp(0, 1)
         weights = (1 - fraction, fraction)
         slope = inside * (resolution / 2)
-        value: Tensor | float = 0.0
-        partials: list[Tensor | float] = [0.0, 0.0, 0.0]
+        value = torch.zeros_like(table[0])
+        partials = [value, value, value]
         for corner in range(8):
             bits = (corner >> 2 & 1, corner >> 1 & 1, corner & 1)
             node = cell.long() + torch.tensor(bits, device=x.device)
