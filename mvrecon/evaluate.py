@@ -11,7 +11,8 @@ from shared.metrics import psnr, ssim
 
 
 def image_figures(run: LoadedRun, scene: Scene) -> dict[str, Any]:
-    """Means over the held-out views of PSNR and SSIM of whole images, and of PSNR over the pixels inside the masks.
+    """Means over the held-out views of `psnr` (dB) and `ssim` (0..1) of whole images, (H, W, 3), and, with masks, of
+    `psnr_masked` over the pixels inside them.
 
     Without a learnt background what surrounds the object is rendered black. Empty without held-out views.
     """

@@ -39,8 +39,9 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     trainer = Trainer(config, scene, device)
     _compile(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
-    run = open_run(out, resume, to_yaml(config))
+    run = open_run(out, resume)
     extra = restore(trainer, run, budget, KIND) if resume else {}
+    run.write_config(to_yaml(config))
     extra.update(frame=_frame(scene), device=str(device))
     width, height = scene.view_size
     photos = f"{len(scene.train)} photos to train on, {len(scene.test)} held out"

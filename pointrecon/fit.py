@@ -44,8 +44,9 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     trainer = Trainer(config, points, device)
     _compile(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
-    run = open_run(out, resume, to_yaml(config))
+    run = open_run(out, resume)
     extra = restore(trainer, run, budget, KIND) if resume else {}
+    run.write_config(to_yaml(config))
     frame = [to_world.scale, *to_world.translation]
     extra.update(frame=frame, device=str(device))
     finished = run_loop(trainer, run, budget, KIND, config.train.save_seconds, extra)

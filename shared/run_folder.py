@@ -72,6 +72,11 @@ class Run:
         self._writer: SummaryWriter | None = None
         self._first_step: int | None = None
 
+    def write_config(self, config_yaml: str) -> None:
+        """Write config.yaml. On resume only once the checkpoint has been found to fit: the old one is gone then."""
+        with atomic_write(self.folder / "config.yaml", "w") as file:
+            file.write(config_yaml)
+
     def log(self, step: int, scalars: Mapping[str, float], seconds: float) -> None:
         """Append one line {step, seconds of training, scalars...} to metrics.jsonl and the same to TensorBoard.
 
@@ -117,8 +122,8 @@ class Run:
             self._writer = None
 
 
-def open_run(folder: Path, resume: bool, config_yaml: str) -> Run:
-    """Make the folder of a new run, or open that of an earlier one, and write its config.yaml.
+def open_run(folder: Path, resume: bool) -> Run:
+    """Make the folder of a new run, or open that of an earlier one.
 
     Raises UserError when a new run would mix with existing files, when there is nothing to resume, or when the folder
     cannot be written.
@@ -129,8 +134,6 @@ def open_run(folder: Path, resume: bool, config_yaml: str) -> Run:
     if not resume and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; choose another --out, or continue its run with --resume")
     make_folder(folder)
-    with atomic_write(folder / "config.yaml", "w") as file:
-        file.write(config_yaml)
     return Run(folder)
 
 

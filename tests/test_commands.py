@@ -247,6 +247,15 @@ def test_a_checkpoint_of_another_model_is_refused(cloud: Path, tmp_path: Path, c
     assert "checkpoints" in line
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(cloud: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert fit(cloud, run, "--train.steps", "50") == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert fit(cloud, run, "--train.steps", "100", "--resume", "--field.width", "32") == 2
+    assert "step_00000050.pt: holds another model" in capsys.readouterr().err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_an_empty_surface_is_said_and_not_saved(tmp_path: Path) -> None:
     from shared.errors import UserError
 

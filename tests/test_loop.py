@@ -50,8 +50,9 @@ class Plain(Run):
 
 
 def start(folder: Path, steps: int, trainer: Stub, resume: bool = False, save_seconds: float = 1e9, **options):
-    run, budget = Plain(open_run(folder, resume, "seed: 0\n").folder), Budget(steps)
+    run, budget = Plain(open_run(folder, resume).folder), Budget(steps)
     extra = restore(trainer, run, budget, KIND) if resume else {}
+    run.write_config("seed: 0\n")
     extra["device"] = "cpu"
     return fit(trainer, run, budget, KIND, save_seconds, extra, **options)
 

@@ -166,7 +166,8 @@ def test_peak_memory_is_plausible():
 
 def test_a_new_run_and_its_log(tmp_path):
     folder = tmp_path / "a" / "run"
-    run = open_run(folder, False, "seed: 0\n")
+    run = open_run(folder, False)
+    run.write_config("seed: 0\n")
     run.log(1, {"loss": 0.5}, 1.25)
     run.log(2, {"loss": float("nan"), "psnr": np.float32(20)}, 2.5)
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
@@ -181,7 +182,7 @@ def test_a_new_run_and_its_log(tmp_path):
 
 def test_a_preview(tmp_path):
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    run = open_run(tmp_path / "run", False, "")
+    run = open_run(tmp_path / "run", False)
     path = run.image("colour", 12, image)
     run.close()
     assert path == tmp_path / "run" / "previews" / "colour_00000012.png"
@@ -190,13 +191,14 @@ def test_a_preview(tmp_path):
 
 
 def test_resume_forgets_the_steps_done_again(tmp_path):
-    run = open_run(tmp_path / "run", False, "")
+    run = open_run(tmp_path / "run", False)
+    run.write_config("seed: 1\n")
     for step in (1, 2, 3):
         run.log(step, {"loss": 1.0}, step)
     run.close()
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 2, "secon')
-    run = open_run(tmp_path / "run", True, "seed: 1\n")
+    run = open_run(tmp_path / "run", True)
     run.rewind(2)
     run.log(3, {"loss": 9.0}, 3)
     run.close()
@@ -209,22 +211,22 @@ def test_resume_forgets_the_steps_done_again(tmp_path):
 
 
 def test_rewinding_without_a_log(tmp_path):
-    run = open_run(tmp_path / "run", False, "")
+    run = open_run(tmp_path / "run", False)
     run.rewind(5)
     run.close()
 
 
 def test_folders_that_cannot_be_a_run(tmp_path):
     with pytest.raises(UserError, match="no run to resume"):
-        open_run(tmp_path / "missing", True, "")
+        open_run(tmp_path / "missing", True)
     assert not (tmp_path / "missing").exists()
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="not empty"):
-        open_run(tmp_path, False, "")
+        open_run(tmp_path, False)
     with pytest.raises(UserError, match=r"file: cannot be made a folder"):
-        open_run(tmp_path / "file", False, "")
+        open_run(tmp_path / "file", False)
     with pytest.raises(UserError, match="cannot be made a folder"):
-        open_run(tmp_path / "file" / "run", False, "")
+        open_run(tmp_path / "file" / "run", False)
 
 
 def test_atomic_write(tmp_path):
