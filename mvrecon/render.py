@@ -13,12 +13,14 @@ from tqdm import tqdm
 from mvrecon.cameras import Cameras, interpolate, orbit
 from mvrecon.checkpoint import LoadedRun
 from mvrecon.model import SurfaceModel
-from mvrecon.sampling import SdfVolume
+from mvrecon.sampling import SdfVolume, passes_near
 from mvrecon.scene import Scene
 from shared.errors import UserError
 from shared.run_folder import make_folder, save_png
 
 CHUNK = 8192
+# A ray that stays this far from the surface, by the cached distances, sees nothing of it.
+NEAR = 0.06
 FRAMES_PER_SECOND = 24
 FILM = (".mp4",)
 
@@ -35,20 +37,24 @@ class View:
 
 @torch.no_grad()
 def render_view(model: SurfaceModel, volume: SdfVolume, cameras: Cameras, index: int, progress: float = 1.0) -> View:
-    """Render one whole view, in chunks of bounded memory."""
+    """Render one whole view in chunks of bounded memory. Without a background, rays far from the surface stay black."""
     pixels = cameras.pixel_grid()
-    parts = []
-    for part in pixels.split(CHUNK):
-        view = torch.full((len(part),), index, dtype=torch.long, device=part.device)
-        origins, directions = cameras.rays(view, part)
+    image = torch.zeros(len(pixels), 8, device=pixels.device)
+    rotation = torch.as_tensor(cameras.cam_to_world[index, :, :3], dtype=torch.float32, device=pixels.device)
+    for chosen in torch.arange(len(pixels), device=pixels.device).split(CHUNK):
+        view = torch.full((len(chosen),), index, dtype=torch.long, device=pixels.device)
+        origins, directions = cameras.rays(view, pixels[chosen])
+        if model.background is None:
+            near = passes_near(volume, origins, directions, model.config.sampling.scan, NEAR)
+            chosen, origins, directions = chosen[near], origins[near], directions[near]
         rendering = model.render(volume, origins, directions, progress)
-        rotation = torch.as_tensor(cameras.cam_to_world[index, :, :3], dtype=torch.float32, device=part.device)
         normal = torch.nn.functional.normalize(rendering.normal @ rotation, dim=1)
-        along = (directions @ rotation)[:, 2]
-        parts.append((rendering.color, rendering.opacity, rendering.depth * along, normal))
-    shape = (cameras.height, cameras.width)
-    color, opacity, depth, toward = (torch.cat(channel).cpu().numpy() for channel in zip(*parts))
-    return View(color.reshape(*shape, 3), opacity.reshape(shape), depth.reshape(shape), toward.reshape(*shape, 3))
+        depth = rendering.depth * (directions @ rotation)[:, 2]
+        image[chosen] = torch.cat([rendering.color, rendering.opacity[:, None], depth[:, None], normal], dim=1)
+    color, opacity, z, toward = np.split(
+        image.cpu().numpy().reshape(cameras.height, cameras.width, 8), [3, 4, 5], axis=2
+    )
+    return View(color, opacity[..., 0], z[..., 0], toward)
 
 
 def picture(view: View) -> UInt8[np.ndarray, "h w3 3"]:

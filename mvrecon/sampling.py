@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mvrecon.density import neus_alpha
 from mvrecon.volume import composite
+from shared.geometry import ray_sphere
 
 SdfFunction = Callable[[Tensor], Tensor]
 
@@ -42,6 +43,17 @@ class SdfVolume:
         points = x.flip(-1).reshape(parts, 1, -1, x.shape[1], 3)
         values = self.values.expand(parts, 1, *self.values.shape)
         return F.grid_sample(values, points, align_corners=True, padding_mode="border").reshape(x.shape[:2])
+
+
+@torch.no_grad()
+def passes_near(
+    volume: SdfVolume, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"], scan: int, distance: float
+) -> Bool[Tensor, " r"]:
+    """Which rays come closer to the surface than `distance` (field units), by `scan` look-ups in the volume."""
+    near, far, hit = ray_sphere(origins, directions)
+    steps = (torch.arange(scan, device=origins.device) + 0.5) / scan
+    t = near[:, None] + (far - near)[:, None] * steps
+    return hit & (volume(origins[:, None] + t[..., None] * directions[:, None]).amin(dim=1) < distance)
 
 
 @torch.no_grad()

@@ -35,6 +35,8 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     if config.train.minutes is None and config.train.steps is None:
         raise UserError("--train.minutes: missing; say how long to train, with --train.minutes or --train.steps")
     scene = load(config.data)
+    # The run must find its photos from any folder.
+    config = replace(config, data=replace(config.data, root=str(Path(config.data.root).resolve())))
     config = adapt(config, scene)
     trainer = Trainer(config, scene, device)
     _compile(trainer)

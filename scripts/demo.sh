@@ -14,7 +14,7 @@ if [ ! -f "$out/run/mesh.ply" ]; then
   .venv/bin/mvrecon train --config configs/mvrecon/demo.yaml --data.root "$out/scene" --out "$out/run" $resume
 fi
 .venv/bin/mvrecon render "$out/run" --path test
-.venv/bin/mvrecon render "$out/run" --path orbit --frames 72 --out "$out/orbit.mp4"
+.venv/bin/mvrecon render "$out/run" --path orbit --frames 48 --out "$out/orbit.mp4"
 .venv/bin/mvrecon eval "$out/run" --gt-mesh "$out/scene/mesh.ply"
 $python scripts/contact_sheet.py "$out/run" --out "$out/photo_rendering_normals.png"
 echo "look at $out/photo_rendering_normals.png, $out/orbit.mp4 and $out/run/mesh.ply"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvrecon.sampling import SdfVolume, propose
+from mvrecon.sampling import SdfVolume, passes_near, propose
 
 CPU = torch.device("cpu")
 COUNTS = (96, 24, 8)
@@ -108,3 +108,12 @@ def test_proposals_equal_a_loop_over_the_inverse_of_the_distribution(volume: Sdf
                 left, i = left - weights[i], i + 1
             expected.append(t[i] + step * left / weights[i])
         assert found[r].tolist() == pytest.approx(sorted(expected), abs=2e-3)
+
+
+def test_rays_that_stay_away_from_the_surface_are_told_apart() -> None:
+    volume = SdfVolume(64, torch.device("cpu"))
+    volume.refresh(lambda x: x.norm(dim=1) - 0.5)
+    heights = torch.tensor([0.0, 0.45, 0.52, 0.7, 1.5])
+    origins = torch.stack([torch.full((5,), -3.0), heights, torch.zeros(5)], dim=1)
+    directions = torch.tensor([[1.0, 0.0, 0.0]]).expand(5, 3)
+    assert passes_near(volume, origins, directions, 64, 0.06).tolist() == [True, True, True, False, False]
