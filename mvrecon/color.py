@@ -6,6 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mvrecon.config import ColorConfig
+from shared.encoding import HashGrid, choose_backend, interpolate
+
+# Cells along an edge of the box on the coarsest level of the paint.
+COARSEST = 32
+
 
 def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
     """The 16 real spherical harmonics up to degree 3 of unit directions (Sloan 2008, appendix A2)."""
@@ -35,13 +41,20 @@ def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
 
 
 class ColorNetwork(nn.Module):
-    """RGB from position, gradient, direction and the field's feature (NeuS, section 3.1; IDR's renderer)."""
+    """RGB from position, gradient, direction and the field's feature (NeuS, section 3.1; IDR's renderer).
 
-    def __init__(self, feature: int, width: int, layers: int):
+    Paint has detail that the shape has not: it gets a hash grid of its own, read at the position.
+    """
+
+    def __init__(self, feature: int, config: ColorConfig, finest: int, device: torch.device):
         super().__init__()
-        sizes = [3 + 3 + 16 + feature] + [width] * layers
+        self.grid = HashGrid(config.levels, COARSEST, max(finest, COARSEST), config.log2_entries)
+        self.backend = choose_backend("auto", device)
+        self.table = nn.Parameter(torch.empty(self.grid.entries, self.grid.features).uniform_(-1e-4, 1e-4))
+        painted = config.levels * self.grid.features
+        sizes = [3 + 3 + 16 + feature + painted] + [config.width] * config.layers
         hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(width, 3))
+        self.layers = nn.Sequential(*hidden, nn.Linear(config.width, 3))
 
     def forward(
         self,
@@ -51,4 +64,5 @@ class ColorNetwork(nn.Module):
         feature: Float[Tensor, "n k"],
     ) -> Float[Tensor, "n 3"]:
         """Colours in 0..1."""
-        return torch.sigmoid(self.layers(torch.cat([x, gradient, harmonics, feature], dim=1)))
+        paint = interpolate(x, self.table, self.grid, backend=self.backend)
+        return torch.sigmoid(self.layers(torch.cat([x, gradient, harmonics, feature, paint], dim=1)))

@@ -37,7 +37,7 @@ class SurfaceModel(nn.Module):
         super().__init__()
         self.config = config
         self.field = build_field(config.field, device)
-        self.color = ColorNetwork(config.field.feature, config.color.width, config.color.layers)
+        self.color = ColorNetwork(config.field.feature, config.color, config.field.finest, device)
         self.sharpness = nn.Parameter(torch.tensor(0.3))
         self.background = (
             Background(config.background.width, config.background.samples, device) if with_background else None

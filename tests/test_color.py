@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from mvrecon.color import ColorNetwork, spherical_harmonics
+from mvrecon.config import ColorConfig
 
 
 def test_the_harmonics_are_orthonormal_over_the_sphere():
@@ -20,7 +21,7 @@ def test_the_harmonics_are_orthonormal_over_the_sphere():
 
 def test_colours_depend_on_every_input_and_lie_in_range():
     torch.manual_seed(0)
-    network = ColorNetwork(feature=5, width=16, layers=2)
+    network = ColorNetwork(5, ColorConfig(width=16, layers=2, levels=2, log2_entries=9), 64, torch.device("cpu"))
     inputs = [torch.randn(30, n, requires_grad=True) for n in (3, 3, 16, 5)]
     colors = network(*inputs)
     assert colors.shape == (30, 3) and 0 < float(colors.detach().min()) and float(colors.detach().max()) < 1

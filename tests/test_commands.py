@@ -29,7 +29,7 @@ def flags(**values: object) -> list[str]:
 SMALL_FIELD = flags(field__levels=4, field__base=4, field__finest=32, field__log2_entries=10)
 SMALL_SCENE = [
     *SMALL_FIELD,
-    *flags(field__width=16, color__width=16, train__rays=32, train__previews=1),
+    *flags(field__width=16, color__width=16, color__log2_entries=10, train__cell=0, train__rays=32, train__previews=1),
     *flags(sampling__volume=24, sampling__scan=48, sampling__importance=12, sampling__uniform=4),
 ]
 SMALL_FIT = [
