@@ -49,11 +49,12 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
     volume = SdfVolume(config.sampling.volume, device)
     try:
         model.load_state_dict(state["trainer"]["model"])
-        volume.values.copy_(state["trainer"]["volume"])
     except (RuntimeError, KeyError) as error:
         raise UserError(
             f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file"
         ) from error
+    # Anew, since the copy in the checkpoint is a few steps behind and exact only near the surface.
+    volume.refresh(model.field.sdf)
     scale, x, y, z = state["frame"]
     frame = Similarity(scale, (x, y, z))
     return LoadedRun(folder, config, model.eval(), volume, frame, device, made(state))

@@ -60,6 +60,7 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
         trainer, run, budget, KIND, config.train.save_seconds, extra, preview=preview, previews=config.train.previews
     )
     if finished:
+        trainer.refresh_volume(1.0)
         preview(budget.steps)
         mesh = surface_mesh(trainer.model, scene.to_world, MESH_RESOLUTION, device)
         save_mesh(mesh, out / "mesh.ply")
