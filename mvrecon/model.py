@@ -61,7 +61,7 @@ class SurfaceModel(nn.Module):
         sampling = self.config.sampling
         active = self.field.active(progress)
         near, far, hit = ray_sphere(origins, directions)
-        proposal_width = float(self.inverse_width.detach().clamp(32.0, sampling.sharpest_proposal))
+        proposal_width = float(self.inverse_width.detach().clamp(min(32.0, sampling.sharpest_proposal), sampling.sharpest_proposal))
         counts = (sampling.scan, sampling.importance, sampling.uniform)
         t = propose(volume, origins, directions, (near, far), counts, proposal_width, generator)
         last = ((far - near) / sampling.scan)[:, None]

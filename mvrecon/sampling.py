@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mvrecon import propose_cpu
 from mvrecon.density import neus_alpha
 from mvrecon.volume import composite
 from shared.geometry import ray_sphere
@@ -72,16 +73,32 @@ def propose(
     (stratified), and the samples spread evenly between the bounds. Without a generator nothing is jittered.
     """
     scan, importance, uniform = counts
-    near, far = bounds
-    span = (far - near)[:, None]
-    rays, device = origins.shape[0], origins.device
+    shape, device = (origins.shape[0], importance + 2), origins.device
+    if generator is None:
+        jitter = torch.full(shape, 0.5, device=device)
+    else:
+        jitter = torch.rand(shape, device=device, generator=generator)
+    rays = torch.cat([origins, directions, torch.stack(bounds, dim=1)], dim=1)
+    if device.type == "cpu" and volume.values.dtype == rays.dtype == torch.float32:
+        t = torch.empty(len(rays), importance + uniform)
+        propose_cpu.propose(*(a.numpy() for a in (volume.values, rays, jitter)), scan, inverse_width, t.numpy())
+        return t
+    return propose_reference(volume, rays, jitter, counts, inverse_width)
 
-    def jitter(columns: int) -> Tensor:
-        if generator is None:
-            return torch.full((rays, columns), 0.5, device=device)
-        return torch.rand(rays, columns, device=device, generator=generator)
 
-    t = near[:, None] + span * (torch.arange(scan, device=device) + jitter(1)) / scan
+def propose_reference(
+    volume: SdfVolume,
+    rays: Float[Tensor, "r 8"],
+    jitter: Float[Tensor, "r j"],
+    counts: tuple[int, int, int],
+    inverse_width: float,
+) -> Float[Tensor, "r s"]:
+    """`propose` in torch. A ray is origin, direction, near and far; of jitter, in 0..1, the first column shifts the
+    scan, the last one the evenly spread samples, the others move each sample within its share of the weight."""
+    scan, importance, uniform = counts
+    origins, directions, near, far = rays.split([3, 3, 1, 1], dim=1)
+    span, device = far - near, rays.device
+    t = near + span * (torch.arange(scan, device=device) + jitter[:, :1]) / scan
     sdf = volume(origins[:, None] + t[..., None] * directions[:, None])
     step = span / scan
     slope = (sdf[:, 1:] - sdf[:, :-1]) / (step + 1e-5)
@@ -90,9 +107,9 @@ def propose(
     alpha = neus_alpha(0.5 * (sdf[:, 1:] + sdf[:, :-1]), slope, step.expand_as(slope), inverse_width)
     weights = composite(alpha)[0] + 0.02 / scan
     cumulative = F.pad(weights.cumsum(dim=1), (1, 0))
-    wanted = (torch.arange(importance, device=device) + jitter(importance)) / importance * cumulative[:, -1:]
+    wanted = (torch.arange(importance, device=device) + jitter[:, 1:-1]) / importance * cumulative[:, -1:]
     index = (torch.searchsorted(cumulative, wanted, right=True) - 1).clamp(0, scan - 2)
     fraction = (wanted - cumulative.gather(1, index)) / weights.gather(1, index)
     near_surface = t.gather(1, index) + fraction.clamp(0, 1) * step
-    spread = near[:, None] + span * (torch.arange(uniform, device=device) + jitter(1)) / uniform
+    spread = near + span * (torch.arange(uniform, device=device) + jitter[:, -1:]) / uniform
     return torch.cat([near_surface, spread], dim=1).sort(dim=1).values

@@ -16,7 +16,7 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-KERNELS = ("shared.encoding.cpu", "shared.fused", "shared.lazy_adam")
+KERNELS = ("mvrecon.propose_cpu", "shared.encoding.cpu", "shared.fused", "shared.lazy_adam")
 
 
 class Unchecked(MetaPathFinder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvrecon.sampling import SdfVolume, passes_near, propose
+from mvrecon.sampling import SdfVolume, passes_near, propose, propose_reference
 
 CPU = torch.device("cpu")
 COUNTS = (96, 24, 8)
@@ -117,3 +117,17 @@ def test_rays_that_stay_away_from_the_surface_are_told_apart() -> None:
     origins = torch.stack([torch.full((5,), -3.0), heights, torch.zeros(5)], dim=1)
     directions = torch.tensor([[1.0, 0.0, 0.0]]).expand(5, 3)
     assert passes_near(volume, origins, directions, 64, 0.06).tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("jittered", [False, True])
+def test_the_kernel_proposes_what_torch_does(volume: SdfVolume, jittered: bool):
+    origins, directions, (near, far) = rays(37)
+    origins[-1, 0] = 0.9
+    counts, generator = (40, 9, 3), torch.Generator().manual_seed(4)
+    jitter = torch.rand(37, 11, generator=generator) if jittered else torch.full((37, 11), 0.5)
+    every = torch.cat([origins, directions, near[:, None], far[:, None]], dim=1)
+    truth = propose_reference(volume, every, jitter, counts, 80.0)
+    found = propose(
+        volume, origins, directions, (near, far), counts, 80.0, generator.manual_seed(4) if jittered else None
+    )
+    torch.testing.assert_close(found, truth, atol=2e-4, rtol=0)
