@@ -41,13 +41,13 @@ class SamplingConfig:
     """Where on the rays the network is asked."""
 
     scan: int = key(64, "steps of the scan through the cached distances", minimum=8)
-    importance: int = key(12, "samples a ray near the surface", minimum=2)
-    uniform: int = key(4, "samples a ray spread evenly", minimum=1)
+    importance: int = key(14, "samples a ray near the surface", minimum=2)
+    uniform: int = key(2, "samples a ray spread evenly", minimum=1)
     volume: int = key(128, "nodes along an edge of the cached distances", minimum=16)
     refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
     band: float = key(0.04, "how near, in field units", minimum=0.0)
     anneal: float = key(0.2, "fraction of the run until NeuS's slope is exact", minimum=0.0, maximum=1.0)
-    sharpest_proposal: float = key(300.0, "largest 1/s that proposals are drawn with", minimum=1.0)
+    sharpest_proposal: float = key(50.0, "largest 1/s that proposals are drawn with", minimum=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
