@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mvrecon.color import spherical_harmonics
+from mvrecon.config import BackgroundConfig
 from mvrecon.volume import composite
 from shared.encoding import HashGrid, choose_backend, interpolate
 
@@ -23,11 +24,11 @@ def contract(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
 class Background(nn.Module):
     """Density and colour outside the unit sphere."""
 
-    def __init__(self, width: int, samples: int, device: torch.device):
+    def __init__(self, config: BackgroundConfig, backend: str, device: torch.device):
         super().__init__()
-        self.samples = samples
+        self.samples, width = config.samples, config.width
         self.grid = HashGrid(levels=8, base=8, finest=128, log2_entries=15)
-        self.backend = choose_backend("auto", device)
+        self.backend = choose_backend(backend, device)
         self.table = nn.Parameter(torch.empty(self.grid.entries, 2).uniform_(-1e-4, 1e-4))
         self.body = nn.Sequential(nn.Linear(2 * self.grid.levels, width), nn.ReLU(), nn.Linear(width, 16))
         self.head = nn.Sequential(nn.Linear(15 + 16, width), nn.ReLU(), nn.Linear(width, 3))
@@ -60,6 +61,9 @@ class Background(nn.Module):
         inverse = inverse.expand(rays, self.samples)
         # A ray that misses the sphere starts where it comes closest.
         radius = torch.maximum(1 / inverse, closest.sqrt()[:, None] * (1 + 1e-3 / inverse))
+        # A ray that starts outside and looks away has the spheres up to its origin's behind it.
+        away = (middle < 0) & (origins.norm(dim=1) > 1)
+        radius = torch.where(away[:, None], torch.maximum(radius, origins.norm(dim=1)[:, None] / inverse), radius)
         t = middle[:, None] + (radius.square() - closest[:, None]).clamp_min(0).sqrt()
         x = origins[:, None] + t[..., None] * directions[:, None]
         return x.reshape(-1, 3), torch.full_like(inverse, 8.0 / self.samples)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mvrecon.config import ColorConfig
 from shared.encoding import HashGrid, choose_backend, interpolate
+from shared.field import FieldConfig
 
 # Cells along an edge of the box on the coarsest level of the paint.
 COARSEST = 32
@@ -46,13 +47,13 @@ class ColorNetwork(nn.Module):
     Paint has detail that the shape has not: it gets a hash grid of its own, read at the position.
     """
 
-    def __init__(self, feature: int, config: ColorConfig, finest: int, device: torch.device):
+    def __init__(self, field: FieldConfig, config: ColorConfig, device: torch.device):
         super().__init__()
-        self.grid = HashGrid(config.levels, COARSEST, max(finest, COARSEST), config.log2_entries)
-        self.backend = choose_backend("auto", device)
+        self.grid = HashGrid(config.levels, COARSEST, max(field.finest, COARSEST), config.log2_entries)
+        self.backend = choose_backend(field.backend, device)
         self.table = nn.Parameter(torch.empty(self.grid.entries, self.grid.features).uniform_(-1e-4, 1e-4))
         painted = config.levels * self.grid.features
-        sizes = [3 + 3 + 16 + feature + painted] + [config.width] * config.layers
+        sizes = [3 + 3 + 16 + field.feature + painted] + [config.width] * config.layers
         hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(config.width, 3))
 

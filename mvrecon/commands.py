@@ -51,9 +51,10 @@ def run_train(args: argparse.Namespace) -> int:
     from mvrecon.config import Config
     from mvrecon.train import train
 
-    # What a run was made with comes first on --resume; flags may still lengthen it.
-    file = args.out / "config.yaml" if args.resume and args.config is None else args.config
-    if args.resume and file is not None and not file.is_file():
+    # A run goes on with what it was made with; flags may still change that, a preset may not.
+    own = args.out / "config.yaml"
+    file = own if args.resume and own.is_file() else args.config
+    if args.resume and file is None:
         raise UserError(f"{args.out}: holds no run to resume; give the folder of an earlier run, or drop --resume")
     config = read_config(Config, file, one_budget(args.overrides))
     return 0 if train(config, args.out, args.resume) else 130
@@ -108,11 +109,12 @@ def run_eval(args: argparse.Namespace) -> None:
         raise UserError(f"{path}: not there yet; make it with `mvrecon mesh {run.folder}`")
     mesh = load_mesh(path)
     figures = image_figures(run, load(run.config.data))
-    if args.gt_mesh is not None:
-        figures |= against_mesh(mesh, args.gt_mesh)
     if args.gt_points is not None:
         cloud = read_cloud(args.gt_points)
         figures |= against_cloud(mesh, cloud.points, cloud.normals)
+    if args.gt_mesh is not None:
+        # With both, figures that either could give are those against the exact mesh.
+        figures |= against_mesh(mesh, args.gt_mesh)
     figures |= {
         "level_set_angle": level_set_angle(run.model.field, mesh, run.to_world, run.device),
         **topology(mesh),

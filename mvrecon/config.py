@@ -56,6 +56,9 @@ class LossConfig:
 
     eikonal: Schedule = key(Schedule(0.1), "gradients of length one", minimum=0.0)
     mask: Schedule = key(Schedule(0.1), "opacity agrees with the masks", minimum=0.0)
+    opacity: Schedule = key(
+        Schedule(0.4, 0.05, 0.0, 0.8), "without masks: nothing shines through the unit sphere", minimum=0.0
+    )
     alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
     alignment_points: int = key(512, "points a step for the alignment", minimum=1)
 
@@ -64,14 +67,14 @@ class LossConfig:
 class TrainConfig:
     """The run."""
 
-    minutes: float | None = key(None, "length of the run in minutes", minimum=0.0)
+    minutes: float | None = key(None, "length of the run in minutes", minimum=1e-3)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
     rays: int = key(512, "rays a step", minimum=1)
-    cell: float = key(0.72, "finest grid cell in units of a pixel at the object; 0 takes field.finest", minimum=0.0)
+    cell: float = key(0.72, "finest cell in pixels, sets field.finest and field.levels; 0 keeps them", minimum=0.0)
     mask_share: float = key(0.9, "share of rays near the masks", minimum=0.0, maximum=1.0)
     save_seconds: float = key(60.0, "seconds between checkpoints", minimum=0.0)
     previews: int = key(4, "pictures of a held-out view during the run", minimum=0)
-    seed: int = key(0, "seed of everything random")
+    seed: int = key(0, "seed of everything random", minimum=0)
     threads: int = key(0, "CPU threads; 0 means all cores", minimum=0)
 
 

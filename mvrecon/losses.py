@@ -26,7 +26,7 @@ def color_loss(
 
 def eikonal_loss(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
     """Mean of (|grad f| - 1)^2 (Gropp et al. 2020)."""
-    return (gradient.norm(dim=1) - 1).square().mean()
+    return (gradient.norm(dim=1) - 1).square().sum() / max(1, len(gradient))
 
 
 def mask_loss(opacity: Float[Tensor, " r"], mask: Float[Tensor, " r"]) -> Float[Tensor, ""]:
@@ -39,6 +39,7 @@ def alignment_term(
 ) -> Float[Tensor, ""]:
     """Level set alignment at `count` of the rendered samples, near the surface and far from it alike."""
     x, known = rendering.points, rendering.geometry
+    count = count if len(x) else 0
     chosen = torch.randint(len(x), (count,), device=x.device, generator=generator)
     there = Geometry(known.sdf[chosen], known.gradient[chosen], known.feature[chosen])
     pulled = pull(x[chosen], there.sdf, there.gradient)
@@ -61,6 +62,11 @@ def total_loss(
     if batch.mask is not None and config.mask(progress) > 0:
         terms["mask"] = mask_loss(rendering.opacity, batch.mask)
         total = total + config.mask(progress) * terms["mask"]
+    if batch.mask is None and config.opacity(progress) > 0:
+        # What surface and background explain equally well, such as a plain table, shall be surface.
+        through = (1 - rendering.opacity) * rendering.hit
+        terms["opacity"] = through.sum() / rendering.hit.sum().clamp_min(1)
+        total = total + config.opacity(progress) * terms["opacity"]
     if config.alignment(progress) > 0:
         active = field.active(progress)
         terms["alignment"] = alignment_term(field, rendering, config.alignment_points, active, generator)

@@ -13,7 +13,7 @@ from shared.geometry import Similarity
 from shared.mesh import Mesh, keep_components
 from shared.meshing import extract_mesh
 
-# Parts with less than this share of the faces are specks that no photo asked for.
+# Parts with less than this share of the largest one's area are specks that no photo asked for.
 SPECK = 0.01
 
 

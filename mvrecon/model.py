@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mvrecon.background import Background
@@ -15,17 +15,19 @@ from mvrecon.volume import composite
 from shared.field import Geometry, build_field
 from shared.geometry import ray_sphere
 
-# A section of less weight cannot change a pixel by one grey level: its colour is not computed.
+# The colour of a section of less weight is not computed: all that a ray has of them change it by a grey level or two.
 FAINT = 1e-3
 
 
 class Rendering(NamedTuple):
-    """r rays: colours over the background, opacity of the surface, expected depth, normals (field space, weighted)."""
+    """r rays: colours over the background, opacity of the surface, expected depth, normals (field space, weighted), and
+    which rays meet the unit sphere; n sampled points and the field there."""
 
     color: Float[Tensor, "r 3"]
     opacity: Float[Tensor, " r"]
     depth: Float[Tensor, " r"]
     normal: Float[Tensor, "r 3"]
+    hit: Bool[Tensor, " r"]
     points: Float[Tensor, "n 3"]
     geometry: Geometry
 
@@ -37,11 +39,9 @@ class SurfaceModel(nn.Module):
         super().__init__()
         self.config = config
         self.field = build_field(config.field, device)
-        self.color = ColorNetwork(config.field.feature, config.color, config.field.finest, device)
+        self.color = ColorNetwork(config.field, config.color, device)
         self.sharpness = nn.Parameter(torch.tensor(0.3))
-        self.background = (
-            Background(config.background.width, config.background.samples, device) if with_background else None
-        )
+        self.background = Background(config.background, config.field.backend, device) if with_background else None
         self.to(device)
 
     @property
@@ -57,29 +57,47 @@ class SurfaceModel(nn.Module):
         progress: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Rendering:
-        """Render rays with unit directions. With a generator the samples are jittered, as in training."""
-        sampling = self.config.sampling
-        active = self.field.active(progress)
+        """Render rays with unit directions. With a generator the samples are jittered, as in training.
+
+        Rays that miss the unit sphere see the background alone.
+        """
         near, far, hit = ray_sphere(origins, directions)
-        proposal_width = float(self.inverse_width.detach().clamp(min(32.0, sampling.sharpest_proposal), sampling.sharpest_proposal))
-        counts = (sampling.scan, sampling.importance, sampling.uniform)
-        t = propose(volume, origins, directions, (near, far), counts, proposal_width, generator)
-        last = ((far - near) / sampling.scan)[:, None]
-        spacing = torch.cat([t[:, 1:] - t[:, :-1], last], dim=1)
-        middle = t + 0.5 * spacing
-        x = (origins[:, None] + middle[..., None] * directions[:, None]).reshape(-1, 3)
-        geometry = self.field.geometry(x, active)
-        cosine = (geometry.gradient.reshape(*t.shape, 3) * directions[:, None]).sum(-1)
-        anneal = min(1.0, progress / sampling.anneal) if sampling.anneal > 0 else 1.0
+        ray = hit.nonzero()[:, 0]
+        bounds, toward = (near[ray], far[ray]), directions[ray]
+        t, spacing = self._sections(volume, origins[ray], toward, bounds, generator)
+        x = (origins[ray][:, None] + t[..., None] * toward[:, None]).reshape(-1, 3)
+        geometry = self.field.geometry(x, self.field.active(progress))
+        gradient = geometry.gradient.reshape(*t.shape, 3)
+        anneal = min(1.0, progress / max(1e-9, self.config.sampling.anneal))
+        cosine = (gradient * toward[:, None]).sum(-1)
         alpha = neus_alpha(geometry.sdf.reshape(t.shape), cosine, spacing, self.inverse_width, anneal)
-        alpha = alpha * (hit[:, None] & (middle < far[:, None]))
-        weights, passed = composite(alpha)
-        color = self._shade(x, geometry, directions, weights)
+        weights, passed = composite(alpha * (t < bounds[1][:, None]))
+        normal = (weights[..., None] * gradient).sum(dim=1)
+        depth = (weights * t).sum(dim=1, keepdim=True)
+        seen = [self._shade(x, geometry, toward, weights), weights.sum(dim=1, keepdim=True), normal, depth]
+        every = torch.zeros(len(hit), 8, device=x.device).index_add(0, ray, torch.cat(seen, dim=1))
+        color = every[:, :3]
         if self.background is not None:
-            color = color + passed[:, None] * self.background(origins, directions, generator)
-        depth = (weights * middle).sum(dim=1)
-        normal = (weights[..., None] * geometry.gradient.reshape(*t.shape, 3)).sum(dim=1)
-        return Rendering(color, weights.sum(dim=1), depth, normal, x, geometry)
+            light = torch.ones(len(hit), device=x.device).index_copy(0, ray, passed)
+            color = color + light[:, None] * self.background(origins, directions, generator)
+        return Rendering(color, every[:, 3], every[:, 7], every[:, 4:7], hit, x, geometry)
+
+    def _sections(
+        self,
+        volume: SdfVolume,
+        origins: Tensor,
+        directions: Tensor,
+        bounds: tuple[Tensor, Tensor],
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Middles and lengths (r, s) of the sections of rays at which the network is asked."""
+        sampling = self.config.sampling
+        counts = (sampling.scan, sampling.importance, sampling.uniform)
+        width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal))
+        t = propose(volume, origins, directions, bounds, counts, width, generator)
+        last = ((bounds[1] - bounds[0]) / sampling.scan)[:, None]
+        spacing = torch.cat([t[:, 1:] - t[:, :-1], last], dim=1)
+        return t + 0.5 * spacing, spacing
 
     def _shade(self, x: Tensor, geometry: Geometry, directions: Tensor, weights: Tensor) -> Tensor:
         """Colours weighted and summed along rays, computed only where they show."""

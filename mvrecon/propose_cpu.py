@@ -15,7 +15,8 @@ def _trilinear(values, x, y, z):
     size = values.shape[0]
     half, top = f32(f32(size - 1) * HALF), f32(size - 2)
     px, py, pz = (x + ONE) * half, (y + ONE) * half, (z + ONE) * half
-    i, j, k = int(min(max(px, ZERO), top)), int(min(max(py, ZERO), top)), int(min(max(pz, ZERO), top))
+    # Constants first, as in `shared.encoding.cpu`: what is not a number must not become an index.
+    i, j, k = int(min(top, max(ZERO, px))), int(min(top, max(ZERO, py))), int(min(top, max(ZERO, pz)))
     u, v, w = min(max(px - i, ZERO), ONE), min(max(py - j, ZERO), ONE), min(max(pz - k, ZERO), ONE)
     v00 = values[i, j, k] * (ONE - w) + values[i, j, k + 1] * w
     v01 = values[i, j + 1, k] * (ONE - w) + values[i, j + 1, k + 1] * w

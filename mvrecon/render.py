@@ -102,6 +102,8 @@ def render_path(run: LoadedRun, cameras: Cameras, names: list[str], out: Path) -
     """Render every camera into folder `out` (NAME_color.png, NAME_normal.png, NAME_depth.png), or one .mp4 film."""
     rendered = ((name, render_view(run.model, run.volume, cameras, index)) for index, name in enumerate(names))
     views = tqdm(rendered, total=len(names), desc="rendering", unit="view")
+    if out.suffix and out.suffix.lower() not in FILM:
+        raise UserError(f"{out}: unknown kind of film; use {' or '.join(FILM)}, or a folder for pictures")
     if out.suffix.lower() in FILM:
         write_film((np.concatenate([color_picture(v), normal_picture(v)], axis=1) for _, v in views), out)
         return

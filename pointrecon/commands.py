@@ -46,8 +46,10 @@ def run_fit(args: argparse.Namespace) -> int:
     from pointrecon.config import Config
     from pointrecon.fit import fit
 
-    file = args.out / "config.yaml" if args.resume and args.config is None else args.config
-    if args.resume and file is not None and not file.is_file():
+    # A run goes on with what it was made with; flags may still change that, a preset may not.
+    own = args.out / "config.yaml"
+    file = own if args.resume and own.is_file() else args.config
+    if args.resume and file is None:
         raise UserError(f"{args.out}: holds no run to resume; give the folder of an earlier run, or drop --resume")
     overrides = [*one_budget(args.overrides), *([("cloud", str(args.cloud))] if args.cloud is not None else [])]
     config = read_config(Config, file, overrides)

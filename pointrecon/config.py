@@ -34,12 +34,12 @@ class PullConfig:
 class FitConfig:
     """The run."""
 
-    minutes: float | None = key(None, "length of the run in minutes", minimum=0.0)
+    minutes: float | None = key(None, "length of the run in minutes", minimum=1e-3)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
-    cell: float = key(1.75, "finest grid cell in units of the cloud's spacing; 0 takes field.finest", minimum=0.0)
+    cell: float = key(1.75, "finest cell in spacings of the cloud, sets field.finest; 0 keeps it", minimum=0.0)
     save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
-    resolution: int = key(384, "nodes along an edge of the box for mesh.ply", minimum=8)
-    seed: int = key(0, "seed of everything random")
+    resolution: int = key(384, "cells along an edge of the box for mesh.ply", minimum=8)
+    seed: int = key(0, "seed of everything random", minimum=0)
     threads: int = key(0, "CPU threads; 0 means all cores", minimum=0)
 
 

@@ -26,7 +26,7 @@ from shared.pointcloud import read_cloud
 from shared.run_folder import open_run
 from shared.runtime import Budget, choose_device
 
-# Parts with less than this share of the faces are specks.
+# Parts with less than this share of the largest one's area are specks.
 SPECK = 0.01
 
 
@@ -40,7 +40,8 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     print(cloud.summary())
     to_world = fit_box(cloud.points)
     points = to_world.to_unit(cloud.points)
-    config = adapt(config, points)
+    # The run must find its cloud from any folder.
+    config = adapt(replace(config, cloud=str(Path(config.cloud).resolve())), points)
     trainer = Trainer(config, points, device)
     _compile(trainer)
     budget = Budget(config.train.steps, config.train.minutes)

@@ -75,13 +75,6 @@ class QuerySampler:
             queries = self._in_space(min(CHUNK, space - start))
             self._space.replace(queries, self._nearest(queries))
 
-    def spacing(self) -> float:
-        """Median over the cloud (at most 100,000 of its points) of the mean distance to the 3 nearest neighbours."""
-        every = -(-len(self.points) // CHUNK)
-        columns = list(range(2, min(4, len(self.points)) + 1))  # the first neighbour is the point itself
-        distances, _ = self.tree.query(self.points[::every], k=columns, workers=torch.get_num_threads())
-        return float(np.median(distances.mean(axis=1)))
-
     def state_dict(self) -> dict[str, Tensor | str | int]:
         """All that decides the batches to come, in types that torch.load(weights_only=True) accepts."""
         return {

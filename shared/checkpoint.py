@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from shared.errors import UserError
@@ -86,30 +85,6 @@ def latest_checkpoint(run_folder: Path, kind: str) -> Checkpoint:
             print(f"warning: {error}", file=sys.stderr)
     problem = "all its checkpoints are damaged" if paths else "holds no checkpoint"
     raise UserError(f"{run_folder}: {problem}; give the folder of a run, or train again with another --out")
-
-
-def pack_rng(torch_generator: torch.Generator, numpy_generator: np.random.Generator) -> dict[str, Any]:
-    """The states of these generators and of torch's global ones (CPU and each CUDA device) as plain types."""
-    return {
-        "torch_generator": torch_generator.get_state(),
-        "numpy_generator": _pack_integers(numpy_generator.bit_generator.state),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def unpack_rng(
-    packed: Mapping[str, Any], torch_generator: torch.Generator, numpy_generator: np.random.Generator
-) -> None:
-    """Put the generators, and torch's global ones, back into the states of `pack_rng`.
-
-    A run resumed with another number of CUDA devices keeps their present states.
-    """
-    torch_generator.set_state(packed["torch_generator"])
-    numpy_generator.bit_generator.state = _unpack_integers(packed["numpy_generator"])
-    torch.set_rng_state(packed["torch"])
-    if packed["cuda"] and len(packed["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(packed["cuda"])
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -95,7 +95,7 @@ class GridField(nn.Module):
         return min(levels, first + int((levels - first + 1) * opened))
 
     def sdf(self, x: Float[Tensor, "n 3"], active: int | None = None) -> Float[Tensor, " n"]:
-        """Signed distances at x in field space."""
+        """Signed distances at x in field space; differentiable in the parameters, not in x (`geometry` is)."""
         if self._fused and not torch.is_grad_enabled():
             return fused_sdf(x, self.table, self._weights, self.grid, self.grid.levels if active is None else active)
         features = interpolate(x, self.table, self.grid, active, self.backend)

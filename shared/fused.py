@@ -1,7 +1,7 @@
 """The grid field with one hidden layer on a CPU, its backward written out: distance, gradient and feature of points.
 
 As torch operations the field and its second derivatives are some forty passes over memory. Here they are the encoding,
-three matrix products and two passes forward, seven products, two passes and the scatter to the table backward.
+three matrix products and two passes forward, six products, two passes and the scatter to the table backward.
 `GridField` in torch is the reference that it is tested against.
 
 Shapes: n points, c features of the grid, i = 3 + c inputs of the network, w its width, o = 1 + k outputs.
@@ -88,8 +88,8 @@ class FusedGeometry(torch.autograd.Function):
         activate(*(t.detach().numpy() for t in (hidden, w2[0], h, a)))
         out, slopes = torch.addmm(b2, h, w2.t()), a @ w1
         contract(*(t.numpy() for t in (jacobian, slopes, gradient)))
-        ctx.save_for_backward(x, table, w1, w2, inputs, jacobian, hidden, h, a, slopes)
-        ctx.grid, ctx.channels = grid, w1.shape[1]
+        ctx.save_for_backward(points, table, w1, w2, inputs, jacobian, hidden, h, a, slopes)
+        ctx.grid = grid
         return out, gradient
 
     @staticmethod

@@ -16,7 +16,8 @@ def alignment_loss(at_query: Geometry, at_pulled: Float[Tensor, "n 3"], decay: f
     or the field could lower the loss by moving away from its own surface.
     """
     weight = torch.exp(-decay * at_query.sdf.detach().abs())
-    return (weight * (1 - F.cosine_similarity(at_query.gradient, at_pulled, dim=1))).mean()
+    apart = weight * (1 - F.cosine_similarity(at_query.gradient, at_pulled, dim=1))
+    return apart.sum() / max(1, len(apart))
 
 
 @torch.no_grad()

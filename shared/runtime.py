@@ -13,17 +13,14 @@ The loop of a trainer then reads
 from __future__ import annotations
 
 import os
-import random
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -41,14 +38,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def seed_everything(seed: int) -> tuple[torch.Generator, np.random.Generator]:
-    """Seed the global generators, which libraries use, and return a torch (CPU) and a numpy one for our own draws."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-
-
 def peak_memory_mb(device: torch.device = CPU) -> float:
     """The most memory in MB (2^20 bytes) this process has held: what torch reserved on CUDA, else resident RAM."""
     if device.type == "cuda":
@@ -58,7 +47,7 @@ def peak_memory_mb(device: torch.device = CPU) -> float:
 
 
 class Budget:
-    """How long a run trains: a number of steps, or of minutes (without those in `pause`), or whichever ends first.
+    """How long a run trains: a number of steps, or of minutes, or whichever ends first.
 
     Steps and seconds accumulate over resumes through `state_dict`; the limits are not part of it, so that a resumed
     run can be given more. Raises ValueError without a positive limit.
@@ -106,17 +95,6 @@ class Budget:
     def done(self) -> bool:
         """Whether a limit is reached."""
         return self.progress >= 1.0
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """What runs inside (evaluation, previews, checkpoints) takes no time from the budget."""
-        running = self._started is not None
-        self.stop()
-        try:
-            yield
-        finally:
-            if running:
-                self.start()
 
     def state_dict(self) -> dict[str, int | float]:
         """What is spent, as plain numbers."""

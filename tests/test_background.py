@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mvrecon.background import Background, contract
+from mvrecon.config import BackgroundConfig
 
 CPU = torch.device("cpu")
 
@@ -13,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def background() -> Background:
     torch.manual_seed(0)
-    background = Background(width=16, samples=10, device=CPU)
+    background = Background(BackgroundConfig(width=16, samples=10), "auto", CPU)
     with torch.no_grad():
         background.table.normal_(0, 1)
     return background
@@ -64,3 +65,11 @@ def test_it_is_opaque_at_infinity(background: Background):
         background.head[2].bias.fill_(1.0)
     colors = background(torch.zeros(5, 3), torch.eye(3)[[0, 1, 2, 0, 1]])
     torch.testing.assert_close(colors, torch.full((5, 3), 1 / (1 + math.exp(-1))))
+
+
+def test_no_sample_lies_behind_a_camera_that_looks_away(background: Background):
+    origins = torch.tensor([[0.0, 0.0, 3.0]])
+    directions = torch.nn.functional.normalize(torch.tensor([[0.1, 0.0, 1.0]]), dim=1)
+    x, _ = background._sample(origins, directions, None)
+    along = (x - origins) @ directions[0]
+    assert (along > 0).all() and (along.diff() > 0).all()

@@ -7,12 +7,9 @@ from shared.checkpoint import (
     DamagedCheckpoint,
     latest_checkpoint,
     load_checkpoint,
-    pack_rng,
     save_checkpoint,
-    unpack_rng,
 )
 from shared.errors import UserError
-from shared.runtime import seed_everything
 
 STATE = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "budget": {"steps": 3, "seconds": 1.5}, "flag": None}
 
@@ -113,21 +110,6 @@ def test_loading_runs_no_code(tmp_path, capsys):
     with pytest.raises(DamagedCheckpoint):
         load_checkpoint(path, "mvrecon")
     assert "code ran" not in capsys.readouterr().out
-
-
-def test_generators_continue_after_a_restart(tmp_path):
-    ours, numpy_generator = seed_everything(5)
-    numpy_generator.integers(0, 10, dtype="uint32")  # leaves half of a word in its state
-    save_checkpoint(tmp_path, "pointrecon", 1, {"rng": pack_rng(ours, numpy_generator)})
-
-    def draw(torch_generator, generator):
-        ours_and_global = [*torch.rand(3, generator=torch_generator).tolist(), *torch.rand(3).tolist()]
-        return ours_and_global, generator.integers(0, 10**6, 3, dtype="uint32").tolist(), generator.random(3).tolist()
-
-    expected = draw(ours, numpy_generator)
-    others = seed_everything(6)
-    unpack_rng(latest_checkpoint(tmp_path, "pointrecon").state["rng"], *others)
-    assert draw(*others) == expected
 
 
 def test_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):

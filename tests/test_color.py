@@ -5,6 +5,7 @@ import torch
 
 from mvrecon.color import ColorNetwork, spherical_harmonics
 from mvrecon.config import ColorConfig
+from shared.field import FieldConfig
 
 
 def test_the_harmonics_are_orthonormal_over_the_sphere():
@@ -21,7 +22,8 @@ def test_the_harmonics_are_orthonormal_over_the_sphere():
 
 def test_colours_depend_on_every_input_and_lie_in_range():
     torch.manual_seed(0)
-    network = ColorNetwork(5, ColorConfig(width=16, layers=2, levels=2, log2_entries=9), 64, torch.device("cpu"))
+    color = ColorConfig(width=16, layers=2, levels=2, log2_entries=9)
+    network = ColorNetwork(FieldConfig(feature=5, finest=64), color, torch.device("cpu"))
     inputs = [torch.randn(30, n, requires_grad=True) for n in (3, 3, 16, 5)]
     colors = network(*inputs)
     assert colors.shape == (30, 3) and 0 < float(colors.detach().min()) and float(colors.detach().max()) < 1

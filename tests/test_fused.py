@@ -62,3 +62,33 @@ def test_sphere_at_the_start_is_round() -> None:
     assert distances.abs().max() < 0.02
     gradient = built.geometry(0.6 * directions).gradient.detach()
     assert (torch.nn.functional.cosine_similarity(gradient, directions) > 0.99).all()
+
+
+@pytest.mark.parametrize("active", [None, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 4096, 4097, 10000])
+def test_distances_alone_equal_torch(active: int | None, count: int) -> None:
+    built, points = field(), torch.rand(count, 3, generator=torch.Generator().manual_seed(2)) * 2.4 - 1.2
+    with torch.no_grad():
+        found = built.sdf(points, active)
+        built.backend = "reference"
+        torch.testing.assert_close(found, built.sdf(points, active), rtol=1e-5, atol=1e-5)
+
+
+def test_points_that_are_not_numbers_stay_so_and_harm_nothing() -> None:
+    built, points = field(), torch.zeros(200, 3)
+    points[::7] = torch.nan
+    points[1::7, 1] = torch.inf
+    geometry = built.geometry(points)
+    assert torch.equal(geometry.sdf.isfinite(), points.isfinite().all(dim=1))
+    with torch.no_grad():
+        assert torch.equal(built.sdf(points).isfinite(), points.isfinite().all(dim=1))
+
+
+def test_the_tables_gradient_is_added_in_place() -> None:
+    built, points = field(), torch.rand(50, 3)
+    fresh = run(built, "cpu", points, None)[4]
+    built.table.grad = torch.ones_like(built.table)
+    geometry = built.geometry(points.clone().requires_grad_())
+    generator = torch.Generator().manual_seed(1)
+    sum((t * torch.randn(t.shape, generator=generator)).sum() for t in geometry).backward()
+    torch.testing.assert_close(built.table.grad, 1 + fresh)

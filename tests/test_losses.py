@@ -50,7 +50,8 @@ def rendered():
     field = build_field(FieldConfig(levels=2, base=4, finest=8, log2_entries=9), torch.device("cpu"))
     points = 1.6 * torch.rand(20, 3) - 0.8
     opacity, depth, normal = torch.tensor([0.8, 0.3]), torch.ones(2), torch.ones(2, 3)
-    rendering = Rendering(COLOR, opacity, depth, normal, points, field.geometry(points))
+    hit = torch.tensor([True, False])
+    rendering = Rendering(COLOR, opacity, depth, normal, hit, points, field.geometry(points))
     return field, rendering, RayBatch(torch.zeros(2, 3), torch.ones(2, 3), TRUTH, torch.tensor([1.0, 0.0]))
 
 
@@ -70,7 +71,11 @@ def test_the_total_is_the_weighted_sum_of_its_terms(rendered):
 def test_terms_of_weight_zero_or_without_masks_are_left_out(rendered):
     field, rendering, batch = rendered
     without, generator = batch._replace(mask=None), torch.Generator()
-    _, terms = total_loss(LossConfig(), field, without, rendering, 0.5, generator)
+    total, terms = total_loss(LossConfig(), field, without, rendering, 0.6, generator)
+    assert set(terms) == {"color", "eikonal", "opacity"}
+    torch.testing.assert_close(total, terms["color"] + 0.1 * terms["eikonal"] + 0.025 * terms["opacity"])
+    assert float(terms["opacity"].detach()) == pytest.approx(0.2)
+    _, terms = total_loss(LossConfig(), field, without, rendering, 0.8, generator)
     assert set(terms) == {"color", "eikonal"}
     _, terms = total_loss(LossConfig(mask=Schedule(0.0)), field, batch, rendering, 0.5, generator)
     assert set(terms) == {"color", "eikonal"}

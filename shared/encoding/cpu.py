@@ -36,7 +36,8 @@ def _axis(x, resolution):
     """Cell, fraction and slope (zero where clamped) of one coordinate."""
     position = f32((x + ONE) * f32(resolution * HALF))
     slope = f32(resolution * HALF) if ZERO <= position <= resolution else ZERO
-    cell = i32(min(max(position, ZERO), f32(resolution - ONE)))
+    # Constants first: numba's min and max then turn what is not a number into them, and not into a wild index.
+    cell = i32(min(f32(resolution - ONE), max(ZERO, position)))
     return cell, min(max(f32(position - f32(cell)), ZERO), ONE), slope
 
 
@@ -98,7 +99,7 @@ def _locate(resolution, numbers, rows):
     for axis in range(3):
         for i in range(BLOCK):
             position = f32((numbers[axis * BLOCK + i] + ONE) * half)
-            cell = i32(min(max(position, ZERO), top))
+            cell = i32(min(top, max(ZERO, position)))
             numbers[FRACTIONS + axis * BLOCK + i] = min(max(f32(position - f32(cell)), ZERO), ONE)
             numbers[SLOPES + axis * BLOCK + i] = half if (position >= ZERO and position <= resolution) else ZERO
             rows[(8 + axis) * BLOCK + i] = cell

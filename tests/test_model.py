@@ -1,0 +1,73 @@
+"""Rendering rays of a whole model: what hits the unit sphere, what misses it, and that it is the plain sum."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mvrecon.config import Config
+from mvrecon.model import SurfaceModel
+from mvrecon.sampling import SdfVolume
+from shared.field import FieldConfig
+
+CPU = torch.device("cpu")
+CONFIG = Config(field=FieldConfig(levels=3, base=4, finest=16, log2_entries=9, feature=3))
+
+
+def scene(with_background: bool) -> tuple[SurfaceModel, SdfVolume]:
+    torch.manual_seed(0)
+    model, volume = SurfaceModel(CONFIG, with_background, CPU), SdfVolume(32, CPU)
+    with torch.no_grad():
+        model.sharpness.fill_(0.6)
+        volume.refresh(model.field.sdf)
+    return model, volume
+
+
+def rays() -> tuple[torch.Tensor, torch.Tensor]:
+    """Through the initial sphere, past it but through the unit sphere, and past both."""
+    origins = torch.tensor([[0.0, 0.0, -3.0], [0.8, 0.0, -3.0], [5.0, 0.0, -3.0]])
+    return origins, torch.tensor([[0.0, 0.0, 1.0]]).expand(3, 3)
+
+
+@torch.no_grad()
+def test_a_sphere_is_seen_where_it_is():
+    model, volume = scene(with_background=False)
+    seen = model.render(volume, *rays())
+    assert seen.hit.tolist() == [True, True, False]
+    assert seen.opacity.tolist() == pytest.approx([1, 0, 0], abs=0.02)
+    assert float(seen.depth[0]) == pytest.approx(2.5, abs=0.02)
+    assert torch.nn.functional.normalize(seen.normal[0], dim=0).tolist() == pytest.approx([0, 0, -1], abs=0.1)
+    assert seen.color[2].tolist() == [0, 0, 0]
+
+
+@torch.no_grad()
+def test_what_the_surface_lets_through_is_background():
+    model, volume = scene(with_background=True)
+    origins, directions = rays()
+    seen, without = model.render(volume, origins, directions), replace_background(model, volume)
+    behind = model.background(origins, directions)
+    torch.testing.assert_close(seen.color[2], behind[2])
+    torch.testing.assert_close(seen.color, without + (1 - seen.opacity[:, None]) * behind, atol=1e-5, rtol=0)
+
+
+def replace_background(model: SurfaceModel, volume: SdfVolume) -> torch.Tensor:
+    """The colours of the same surface before nothing."""
+    kept, model.background = model.background, None
+    color = model.render(volume, *rays()).color
+    model.background = kept
+    return color
+
+
+def test_a_batch_without_a_hit_has_finite_gradients():
+    model, volume = scene(with_background=True)
+    origins, directions = (part[2:] for part in rays())
+    model.render(volume, origins, directions, 0.5, torch.Generator().manual_seed(0)).color.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_annealing_ends_with_the_exact_slope():
+    model, volume = scene(with_background=False)
+    done = model.render(volume, *rays(), progress=0.2).color
+    model.config = replace(CONFIG, sampling=replace(CONFIG.sampling, anneal=0.0))
+    torch.testing.assert_close(done, model.render(volume, *rays(), progress=0.0).color, atol=0.05, rtol=0)
