@@ -47,7 +47,7 @@ class SamplingConfig:
     refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
     band: float = key(0.04, "how near, in field units", minimum=0.0)
     anneal: float = key(0.2, "fraction of the run until NeuS's slope is exact", minimum=0.0, maximum=1.0)
-    sharpest_proposal: float = key(50.0, "largest 1/s that proposals are drawn with", minimum=1.0)
+    sharpest_proposal: Schedule = key(Schedule(50.0), "largest 1/s that proposals are drawn with", minimum=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

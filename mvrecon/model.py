@@ -64,7 +64,7 @@ class SurfaceModel(nn.Module):
         near, far, hit = ray_sphere(origins, directions)
         ray = hit.nonzero()[:, 0]
         bounds, toward = (near[ray], far[ray]), directions[ray]
-        t, spacing = self._sections(volume, origins[ray], toward, bounds, generator)
+        t, spacing = self._sections(volume, origins[ray], toward, bounds, progress, generator)
         x = (origins[ray][:, None] + t[..., None] * toward[:, None]).reshape(-1, 3)
         geometry = self.field.geometry(x, self.field.active(progress))
         gradient = geometry.gradient.reshape(*t.shape, 3)
@@ -88,12 +88,13 @@ class SurfaceModel(nn.Module):
         origins: Tensor,
         directions: Tensor,
         bounds: tuple[Tensor, Tensor],
+        progress: float,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
         """Middles and lengths (r, s) of the sections of rays at which the network is asked."""
         sampling = self.config.sampling
         counts = (sampling.scan, sampling.importance, sampling.uniform)
-        width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal))
+        width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal(progress)))
         t = propose(volume, origins, directions, bounds, counts, width, generator)
         last = ((bounds[1] - bounds[0]) / sampling.scan)[:, None]
         spacing = torch.cat([t[:, 1:] - t[:, :-1], last], dim=1)

@@ -21,7 +21,8 @@ class UserError(Exception):
 def main_guard(command: Callable[[], int | None]) -> int:
     """Run a command body and turn what users can cause into one line on stderr.
 
-    Returns the exit code: 0, the body's own, 2 for a `UserError` or an unusable disk, 130 after Ctrl-C.
+    Returns the exit code: 0, the body's own, 2 for a `UserError`, an unusable disk or too little memory, 130 after
+    Ctrl-C, and 1 for what nobody foresaw.
     With `--debug` among the arguments every exception keeps its traceback.
     """
     try:
@@ -30,17 +31,25 @@ def main_guard(command: Callable[[], int | None]) -> int:
         return _report(str(error))
     except OSError as error:
         if error.errno not in DISK_REMEDIES:
-            raise
+            return _report(_unforeseen(error), 1)
         return _report(f"{error.filename or 'output'}: {DISK_REMEDIES[error.errno]}")
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             raise
         print("interrupted", file=sys.stderr)
         return 130
+    except MemoryError:
+        return _report("memory: there is too little; use smaller photos (--data.downscale), batches or resolutions")
+    except Exception as error:
+        return _report(_unforeseen(error), 1)
 
 
-def _report(message: str) -> int:
+def _unforeseen(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}; this was not foreseen, please report it with the output of --debug"
+
+
+def _report(message: str, code: int = 2) -> int:
     if "--debug" in sys.argv:
         raise
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+    return code
