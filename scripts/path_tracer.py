@@ -31,6 +31,7 @@ def path_tracer(mesh: Mesh, rig: "Rig", config: "SceneConfig") -> "Shader":
     scene = mi.load_dict(description)
 
     def shade(view: int, truth: "Truth") -> NDArray[np.float32]:
+        """The photo of one view, (H, W, 3) linear RGB; only the box about the object is traced without a ground."""
         pose = np.eye(4)
         pose[:3] = rig.cam_to_world[view] * [-1, -1, 1, 1]  # mitsuba's camera has x to the left and y up
         left, top, width, height = (0, 0, rig.width, rig.height) if ground else box_about(truth.mask)

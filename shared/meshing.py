@@ -86,6 +86,7 @@ def _node_sampler(
     outside = np.finfo(np.float32).tiny
 
     def sample(nodes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Distances at lattice nodes (n, 3)."""
         points = (lower + np.minimum(nodes, resolution) * spacing).astype(np.float32)
         with torch.no_grad():
             values = sdf(torch.from_numpy(points).to(device)).float().cpu().numpy()

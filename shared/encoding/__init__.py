@@ -62,6 +62,7 @@ def interpolate(
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, table, grid, active, with_jacobian):
+        """Features (n, c) and, where wanted, their Jacobian (n, 3, c) at x (n, 3)."""
         n, channels = x.shape[0], active * grid.features
         features = torch.empty(n, channels)
         jacobian = torch.empty(n if with_jacobian else 0, 3, channels)
@@ -75,6 +76,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_features, grad_jacobian):
+        """Gradients of x and the table for those of features and Jacobian."""
         x, table, jacobian = ctx.saved_tensors
         levels = cpu.layout(ctx.grid)
         if grad_features is None:
