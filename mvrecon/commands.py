@@ -96,18 +96,19 @@ def run_render(args: argparse.Namespace) -> None:
 
 def run_eval(args: argparse.Namespace) -> None:
     """`mvrecon eval`."""
-    from mvrecon.checkpoint import load_run
+    from mvrecon.checkpoint import KIND, load_run
     from mvrecon.datasets import load
     from mvrecon.evaluate import image_figures
     from shared.mesh import load_mesh
     from shared.pointcloud import read_cloud
-    from shared.report import against_cloud, against_mesh, level_set_angle, topology, write_report
+    from shared.report import against_cloud, against_mesh, level_set_angle, topology, warn_if_stale, write_report
 
     run = load_run(args.run, args.device)
     path = run.folder / "mesh.ply"
     if not path.is_file():
         raise UserError(f"{path}: not there yet; make it with `mvrecon mesh {run.folder}`")
     mesh = load_mesh(path)
+    warn_if_stale(path, KIND)
     figures = image_figures(run, load(run.config.data))
     if args.gt_points is not None:
         cloud = read_cloud(args.gt_points)

@@ -1,10 +1,14 @@
 """Every key of `mvrecon train`; the presets in configs/mvrecon are laid over these defaults."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from shared.config import Schedule, key
 from shared.field import FieldConfig
 from shared.optim import OptimConfig
+
+# Length of a run for which none is given.
+MINUTES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +44,22 @@ class BackgroundConfig:
 class SamplingConfig:
     """Where on the rays the network is asked."""
 
-    scan: int = key(64, "steps of the scan through the cached distances", minimum=8)
+    source: str = key(
+        "volume",
+        "proposals from cached distances, or by NeuS's up-sampling, which asks the network and has of these keys only "
+        "scan and importance",
+        choices=("volume", "network"),
+    )
+    scan: int = key(96, "steps of the first scan along a ray", minimum=8)
     importance: int = key(14, "samples a ray near the surface", minimum=2)
     uniform: int = key(2, "samples a ray spread evenly", minimum=1)
     volume: int = key(128, "nodes along an edge of the cached distances", minimum=16)
     refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
     band: float = key(0.04, "how near, in field units", minimum=0.0)
     anneal: float = key(0.2, "fraction of the run until NeuS's slope is exact", minimum=0.0, maximum=1.0)
-    sharpest_proposal: Schedule = key(Schedule(50.0), "largest 1/s that proposals are drawn with", minimum=1.0)
+    sharpest_proposal: Schedule = key(
+        Schedule(0.5, 50.0, 100.0, 1.0), "largest 1/s that proposals are drawn with", minimum=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +79,7 @@ class LossConfig:
 class TrainConfig:
     """The run."""
 
-    minutes: float | None = key(None, "length of the run in minutes", minimum=1e-3)
+    minutes: float | None = key(None, f"length of the run in minutes; {MINUTES:g} without steps", minimum=1e-3)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
     rays: int = key(512, "rays a step", minimum=1)
     cell: float = key(0.72, "finest cell in pixels, sets field.finest and field.levels; 0 keeps them", minimum=0.0)
@@ -82,6 +94,7 @@ class TrainConfig:
 class Config:
     """A whole run of `mvrecon train`."""
 
+    PROGRAM: ClassVar[str] = "mvrecon"
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig(levels=10, finest=512, first_levels=7, open_levels=0.25)
     color: ColorConfig = ColorConfig()

@@ -11,12 +11,15 @@ from mvrecon.color import ColorNetwork, spherical_harmonics
 from mvrecon.config import Config
 from mvrecon.density import neus_alpha
 from mvrecon.sampling import SdfVolume, propose
+from mvrecon.upsampling import upsample
 from mvrecon.volume import composite
 from shared.field import Geometry, build_field
 from shared.geometry import ray_sphere
 
 # The colour of a section of less weight is not computed: all that a ray has of them change it by a grey level or two.
 FAINT = 1e-3
+# A picture is rendered once: its rays get this many times the samples that training spends near the surface.
+FINER = 2
 
 
 class Rendering(NamedTuple):
@@ -57,7 +60,8 @@ class SurfaceModel(nn.Module):
         progress: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Rendering:
-        """Render rays with unit directions. With a generator the samples are jittered, as in training.
+        """Render rays with unit directions: with a generator as in training, the samples jittered; without one as a
+        picture, with `FINER` times the samples near the surface.
 
         Rays that miss the unit sphere see the background alone.
         """
@@ -93,9 +97,15 @@ class SurfaceModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Middles and lengths (r, s) of the sections of rays at which the network is asked."""
         sampling = self.config.sampling
-        counts = (sampling.scan, sampling.importance, sampling.uniform)
-        width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal(progress)))
-        t = propose(volume, origins, directions, bounds, counts, width, generator)
+        importance = sampling.importance * (FINER if generator is None else 1)
+        if sampling.source == "network":
+            active = self.field.active(progress)
+            counts = (sampling.scan, importance)
+            t = upsample(lambda x: self.field.sdf(x, active), origins, directions, bounds, counts, generator)
+        else:
+            width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal(progress)))
+            proposed = (sampling.scan, importance, sampling.uniform)
+            t = propose(volume, origins, directions, bounds, proposed, width, generator)
         last = ((bounds[1] - bounds[0]) / sampling.scan)[:, None]
         spacing = torch.cat([t[:, 1:] - t[:, :-1], last], dim=1)
         return t + 0.5 * spacing, spacing

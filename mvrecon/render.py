@@ -37,14 +37,14 @@ class View:
 
 @torch.no_grad()
 def render_view(model: SurfaceModel, volume: SdfVolume, cameras: Cameras, index: int, progress: float = 1.0) -> View:
-    """Render one whole view in chunks of bounded memory. Without a background, rays far from the surface stay black."""
+    """Render one whole view in chunks of bounded memory. Without a background, rays that see nothing stay black."""
     pixels = cameras.pixel_grid()
     image = torch.zeros(len(pixels), 8, device=pixels.device)
     rotation = torch.as_tensor(cameras.cam_to_world[index, :, :3], dtype=torch.float32, device=pixels.device)
     for chosen in torch.arange(len(pixels), device=pixels.device).split(CHUNK):
         view = torch.full((len(chosen),), index, dtype=torch.long, device=pixels.device)
         origins, directions = cameras.rays(view, pixels[chosen])
-        if model.background is None:
+        if model.background is None and model.config.sampling.source == "volume":
             near = passes_near(volume, origins, directions, model.config.sampling.scan, NEAR)
             chosen, origins, directions = chosen[near], origins[near], directions[near]
         rendering = model.render(volume, origins, directions, progress)

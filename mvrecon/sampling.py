@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mvrecon import propose_cpu
-from mvrecon.density import neus_alpha
+from mvrecon.density import logistic_alpha
 from mvrecon.volume import composite
 from shared.geometry import ray_sphere
 
@@ -100,16 +100,26 @@ def propose_reference(
     span, device = far - near, rays.device
     t = near + span * (torch.arange(scan, device=device) + jitter[:, :1]) / scan
     sdf = volume(origins[:, None] + t[..., None] * directions[:, None])
-    step = span / scan
-    slope = (sdf[:, 1:] - sdf[:, :-1]) / (step + 1e-5)
-    # The steeper descent of two neighbouring sections, so that a surface between nodes is not missed (NeuS, supp. D.1).
-    slope = torch.minimum(slope, F.pad(slope[:, :-1], (1, 0))).clamp(-1e3, 0)
-    alpha = neus_alpha(0.5 * (sdf[:, 1:] + sdf[:, :-1]), slope, step.expand_as(slope), inverse_width)
-    weights = composite(alpha)[0] + 0.02 / scan
-    cumulative = F.pad(weights.cumsum(dim=1), (1, 0))
-    wanted = (torch.arange(importance, device=device) + jitter[:, 1:-1]) / importance * cumulative[:, -1:]
-    index = (torch.searchsorted(cumulative, wanted, right=True) - 1).clamp(0, scan - 2)
-    fraction = (wanted - cumulative.gather(1, index)) / weights.gather(1, index)
-    near_surface = t.gather(1, index) + fraction.clamp(0, 1) * step
+    weights = section_weights(t, sdf, inverse_width) + 0.02 / scan
+    near_surface = draw(t, weights, (torch.arange(importance, device=device) + jitter[:, 1:-1]) / importance)
     spread = near + span * (torch.arange(uniform, device=device) + jitter[:, -1:]) / uniform
     return torch.cat([near_surface, spread], dim=1).sort(dim=1).values
+
+
+def section_weights(t: Float[Tensor, "r n"], sdf: Float[Tensor, "r n"], inverse_width: float) -> Float[Tensor, "r m"]:
+    """NeuS weights of the m = n - 1 sections between points of known distance."""
+    step = t.diff(dim=1)
+    slope = sdf.diff(dim=1) / (step + 1e-5)
+    # The steeper descent of two neighbouring sections, so that a surface between nodes is not missed (NeuS, supp. D.1).
+    change = 0.5 * step * torch.minimum(slope, F.pad(slope[:, :-1], (1, 0))).clamp(-1e3, 0)
+    middle = 0.5 * (sdf[:, 1:] + sdf[:, :-1])
+    return composite(logistic_alpha(middle - change, middle + change, inverse_width))[0]
+
+
+def draw(t: Float[Tensor, "r n"], weights: Float[Tensor, "r m"], share: Float[Tensor, "r k"]) -> Float[Tensor, "r k"]:
+    """Where the sections' weight, summed from the start, reaches these shares (0..1) of the whole."""
+    cumulative = F.pad(weights.cumsum(dim=1), (1, 0))
+    wanted = share * cumulative[:, -1:]
+    index = (torch.searchsorted(cumulative, wanted, right=True) - 1).clamp(0, weights.shape[1] - 1)
+    fraction = (wanted - cumulative.gather(1, index)) / weights.gather(1, index)
+    return t.gather(1, index) + fraction.clamp(0, 1) * t.diff(dim=1).gather(1, index)

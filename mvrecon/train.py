@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +10,16 @@ import numpy as np
 import torch
 
 from mvrecon.checkpoint import KIND
-from mvrecon.config import Config
+from mvrecon.config import MINUTES, Config
 from mvrecon.datasets import load
 from mvrecon.mesh import surface_mesh
 from mvrecon.render import picture, render_view
 from mvrecon.scene import Scene
 from mvrecon.trainer import Trainer
 from shared.config import to_yaml
-from shared.errors import UserError
-from shared.loop import fit, restore, use_threads
+from shared.loop import fit, restore, use_threads, with_length
 from shared.mesh import save_mesh
-from shared.run_folder import open_run
+from shared.run_folder import check_run, open_run
 from shared.runtime import Budget, choose_device
 
 PREVIEW_WIDTH = 200
@@ -30,10 +30,11 @@ MESH_RESOLUTION = 512
 
 def train(config: Config, out: Path, resume: bool = False) -> bool:
     """Train, or continue, the run in folder `out`; returns whether it reached the end of its budget."""
+    began = time.monotonic()
     device = choose_device(config.device)
     use_threads(config.train.threads)
-    if config.train.minutes is None and config.train.steps is None:
-        raise UserError("--train.minutes: missing; say how long to train, with --train.minutes or --train.steps")
+    check_run(out, resume)
+    config = replace(config, train=with_length(config.train, MINUTES))
     scene = load(config.data)
     # The run must find its photos from any folder.
     config = replace(config, data=replace(config.data, root=str(Path(config.data.root).resolve())))
@@ -62,9 +63,11 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     if finished:
         trainer.refresh_volume(1.0)
         preview(budget.steps)
+        print(f"meshing at {MESH_RESOLUTION}^3 cells")
         mesh = surface_mesh(trainer.model, scene.to_world, MESH_RESOLUTION, device)
         save_mesh(mesh, out / "mesh.ply")
-        print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {budget.steps} steps in {budget.seconds:.0f} s")
+        made = f"{budget.steps} steps in {budget.seconds:.0f} s; this command took {time.monotonic() - began:.0f} s"
+        print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {made}")
     run.close()
     return finished
 

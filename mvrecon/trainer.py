@@ -50,7 +50,7 @@ class Trainer:
 
     def _refresh(self, progress: float) -> None:
         refresh = self.config.sampling.refresh
-        if self.steps % refresh:
+        if self.steps % refresh or self.config.sampling.source == "network":
             return
         count = self.steps // refresh
         everywhere = count % FULL_REFRESH == 0 or (progress < EARLY and count % EARLY_REFRESH == 0)

@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     fit.add_argument("--config", type=Path, help="a preset, such as configs/pointrecon/fast.yaml")
     fit.add_argument("--out", type=Path, required=True, help="folder of the run; the surface is RUN/mesh.ply")
     fit.add_argument("--resume", action="store_true", help="continue the run in --out")
-    add_config_arguments(fit, Config)
+    add_config_arguments(fit, Config, without=["cloud"])
     mesh = commands.add_parser("mesh", help="extract the surface of a run again")
     mesh.add_argument("run", type=Path, help="folder of a run")
     mesh.add_argument("--resolution", type=int, default=384, help="cells along an edge of the box (default 384)")

@@ -1,10 +1,14 @@
 """Every key of `pointrecon fit`; the presets in configs/pointrecon are laid over these defaults."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from shared.config import Schedule, key
 from shared.field import FieldConfig
 from shared.optim import OptimConfig
+
+# Length of a run for which none is given.
+MINUTES = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class PullConfig:
 class FitConfig:
     """The run."""
 
-    minutes: float | None = key(None, "length of the run in minutes", minimum=1e-3)
+    minutes: float | None = key(None, f"length of the run in minutes; {MINUTES:g} without steps", minimum=1e-3)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
     cell: float = key(1.75, "finest cell in spacings of the cloud, sets field.finest; 0 keeps it", minimum=0.0)
     save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
@@ -47,6 +51,7 @@ class FitConfig:
 class Config:
     """A whole run of `pointrecon fit`."""
 
+    PROGRAM: ClassVar[str] = "pointrecon"
     cloud: str = key("", "the cloud's file; the command's argument")
     # A coarse start: a grid that begins at 16 cells finds false sheets far from the cloud.
     field: FieldConfig = FieldConfig(levels=12, base=4, finest=256, first_levels=1, open_levels=0.6, feature=0)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pointrecon.checkpoint import load_run
+from pointrecon.checkpoint import KIND, load_run
 from shared.errors import UserError
 from shared.mesh import load_mesh
 from shared.pointcloud import read_cloud
-from shared.report import against_cloud, against_mesh, has_faces, level_set_angle, topology
+from shared.report import against_cloud, against_mesh, has_faces, level_set_angle, topology, warn_if_stale
 
 
 def evaluate(target: Path, truth: Path, device: str | None = None) -> dict[str, Any]:
@@ -16,7 +16,10 @@ def evaluate(target: Path, truth: Path, device: str | None = None) -> dict[str, 
     `truth` with faces is taken as the exact surface, without as points on it.
     """
     run = load_run(target, device) if target.is_dir() else None
-    mesh = load_mesh(target if run is None else _mesh_file(target))
+    path = target if run is None else _mesh_file(target)
+    mesh = load_mesh(path)
+    if run is not None:
+        warn_if_stale(path, KIND)
     if has_faces(truth):
         figures = against_mesh(mesh, truth)
     else:

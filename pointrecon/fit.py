@@ -1,6 +1,7 @@
 """`pointrecon fit`: a cloud to a field and its mesh."""
 
 import copy
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +13,17 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from pointrecon.checkpoint import KIND
-from pointrecon.config import Config
+from pointrecon.config import MINUTES, Config
 from pointrecon.trainer import Trainer
 from shared.config import to_yaml
-from shared.errors import UserError
 from shared.field import Field
 from shared.geometry import Similarity, fit_box
 from shared.loop import fit as run_loop
-from shared.loop import restore, use_threads
+from shared.loop import restore, use_threads, with_length
 from shared.mesh import Mesh, keep_components, save_mesh
 from shared.meshing import extract_mesh
 from shared.pointcloud import read_cloud
-from shared.run_folder import open_run
+from shared.run_folder import check_run, open_run
 from shared.runtime import Budget, choose_device
 
 # Parts with less than this share of the largest one's area are specks.
@@ -32,12 +32,13 @@ SPECK = 0.01
 
 def fit(config: Config, out: Path, resume: bool = False) -> bool:
     """Fit, or continue to fit, the cloud into folder `out`; returns whether the budget was used up."""
+    began = time.monotonic()
     device = choose_device(config.device)
     use_threads(config.train.threads)
-    if config.train.minutes is None and config.train.steps is None:
-        raise UserError("--train.minutes: missing; say how long to train, with --train.minutes or --train.steps")
     cloud = read_cloud(config.cloud)
+    check_run(out, resume)
     print(cloud.summary())
+    config = replace(config, train=with_length(config.train, MINUTES))
     to_world = fit_box(cloud.points)
     points = to_world.to_unit(cloud.points)
     # The run must find its cloud from any folder.
@@ -50,11 +51,15 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     run.write_config(to_yaml(config))
     frame = [to_world.scale, *to_world.translation]
     extra.update(frame=frame, device=str(device))
+    backend = getattr(trainer.field, "backend", "autograd")
+    print(f"{out}: {config.field.backbone} field, {backend} backend, {device}, {torch.get_num_threads()} threads")
     finished = run_loop(trainer, run, budget, KIND, config.train.save_seconds, extra)
     if finished:
+        print(f"meshing at {config.train.resolution}^3 cells")
         mesh = field_mesh(trainer.field, to_world, config.train.resolution, device)
         save_mesh(mesh, out / "mesh.ply")
-        print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {budget.steps} steps in {budget.seconds:.0f} s")
+        made = f"{budget.steps} steps in {budget.seconds:.0f} s; this command took {time.monotonic() - began:.0f} s"
+        print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {made}")
     run.close()
     return finished
 

@@ -102,16 +102,3 @@ def _read(path: Path) -> Any:
         return torch.load(content, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, OverflowError, EOFError) as error:
         raise DamagedCheckpoint(damaged) from error
-
-
-def _pack_integers(value: Any) -> Any:
-    """Integers as text: numpy's state holds 128 bits, more than a checkpoint may."""
-    if isinstance(value, Mapping):
-        return {name: _pack_integers(inner) for name, inner in value.items()}
-    return value if isinstance(value, str) else str(value)
-
-
-def _unpack_integers(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _unpack_integers(inner) for name, inner in value.items()}
-    return int(value) if value.isdecimal() else value

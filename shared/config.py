@@ -106,7 +106,7 @@ def read_config(cls: type[Config], file: Path | None, overrides: Iterable[tuple[
     Raises UserError, naming the file or the flag, for an unreadable file, an unknown key or an impossible value.
     """
     leaves = _leaves(cls)
-    values = _read_values(leaves, read_yaml(file), str(file)) if file is not None else {}
+    values = _read_values(leaves, _without_program(cls, read_yaml(file), file), str(file)) if file is not None else {}
     for name, text in overrides:
         if name not in leaves:
             raise UserError(f"--{name}: unknown key{did_you_mean(name, leaves, '--')}; --help lists all keys")
@@ -129,18 +129,24 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """The whole configuration as YAML text; reading it back gives an equal configuration."""
-    return dump_yaml(to_mapping(config))
+    """The whole configuration as YAML text; reading it back gives an equal configuration.
+
+    A class with a `PROGRAM` (the command it belongs to) has that in the first line, and `read_config` compares it.
+    """
+    program = {"program": config.PROGRAM} if hasattr(config, "PROGRAM") else {}
+    return dump_yaml({**program, **to_mapping(config)})
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Add every key of `cls` as an option `--section.key VALUE`, grouped by section.
+def add_config_arguments(parser: argparse.ArgumentParser, cls: type, without: Sequence[str] = ()) -> None:
+    """Add every key of `cls` as an option `--section.key VALUE`, grouped by section, but those in `without`.
 
     What the user sets is collected in order, as text, in the namespace's list `overrides` of (dotted key, text) pairs.
     """
     parser.set_defaults(overrides=[])
     groups: dict[str, Any] = {}
     for leaf in _leaves(cls).values():
+        if leaf.name in without:
+            continue
         section = leaf.name.rpartition(".")[0] or "general"
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section} keys")
@@ -218,6 +224,17 @@ def _walk(section: Any, prefix: str) -> Iterator[Leaf]:
             yield from _walk(default, f"{prefix}{f.name}.")
         else:
             yield Leaf(prefix + f.name, hints[f.name], default, f.metadata)
+
+
+def _without_program(cls: type, mapping: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """The mapping without the line `program` of a class that has one. Raises UserError when it names another."""
+    own = getattr(cls, "PROGRAM", None)
+    if own is None or "program" not in mapping:
+        return mapping
+    if mapping["program"] != own:
+        program = mapping["program"]
+        raise UserError(f"{file}: is for `{program}`, not for `{own}`; use `{program}`, or another file")
+    return {name: value for name, value in mapping.items() if name != "program"}
 
 
 def _read_values(leaves: Mapping[str, Leaf], mapping: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -59,9 +60,14 @@ def fit(
 ) -> bool:
     """Train until the budget is spent, or until Ctrl-C; save at the end either way. Returns whether it was finished.
 
+    A budget that is spent already is said to be so, and nothing is done.
+
     `extra` goes into every checkpoint beside the trainer's state; `preview(step)` is called `previews` times, evenly.
     Raises UserError when the loss is not finite: the last checkpoint is then from before.
     """
+    if budget.done:
+        print(f"{run.folder}: has used up its {budget.length}; to go on, give --train.minutes or --train.steps")
+        return True
     meter, saved = Meter(), time.monotonic()
     if "meter" in extra:
         meter.sums, meter.count = dict(extra["meter"]["sums"]), extra["meter"]["count"]
@@ -81,16 +87,19 @@ def fit(
         state["meter"] = {"sums": dict(meter.sums), "count": meter.count}
         save_checkpoint(run.folder, kind, budget.steps, state)
 
+    def report(bar: ProgressBar) -> None:
+        check()
+        means = meter.take()
+        run.log(budget.steps, means, budget.seconds)
+        bar.update(means["loss"])
+
     with Interrupt() as interrupt, ProgressBar(budget) as bar:
         budget.start()
         while not (budget.done or interrupt.requested):
             meter.add(trainer.step(budget.progress))
             budget.step()
             if budget.steps % LOG_EVERY == 0:
-                check()
-                means = meter.take()
-                run.log(budget.steps, means, budget.seconds)
-                bar.update(means["loss"])
+                report(bar)
                 if time.monotonic() - saved > save_seconds:
                     save()
                     saved = time.monotonic()
@@ -98,6 +107,8 @@ def fit(
                 shown = int(budget.progress * previews)
                 preview(budget.steps)
         budget.stop()
+        if budget.done and meter.count:
+            report(bar)
     save()
     if interrupt.requested:
         print(f"stopped at step {budget.steps}; continue with --resume --out {run.folder}", file=sys.stderr)
@@ -133,6 +144,11 @@ def made(state: dict[str, Any]) -> dict[str, Any]:
         "device": state["device"],
         "peak_memory_mb": round(state["peak_memory_mb"]),
     }
+
+
+def with_length(train: Any, minutes: float) -> Any:
+    """A run's section `train` of its config, with `minutes` where it has neither steps nor minutes."""
+    return replace(train, minutes=minutes) if train.steps is None and train.minutes is None else train
 
 
 def one_budget(overrides: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What `eval` of both doors says of a surface, as a table for people and eval.json for programs."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ from shared.run_folder import atomic_write
 THRESHOLD = 0.005
 # Queries for the parallelism of level sets lie around the surface with this standard deviation, in field units.
 QUERY_SPREAD = 0.02
+# What the table says beside the figures. Lengths are in the units of the input.
+LENGTHS = ("chamfer_l1", "accuracy", "completeness", "hausdorff", "threshold")
+MEANINGS = {
+    "psnr": "dB, whole held-out images",
+    "psnr_masked": "dB, inside the masks",
+    "ssim": "0..1",
+    "diagonal": "of the truth's bounding box, in the input's units, as all lengths",
+    "chamfer_l2": "in squared units",
+    "precision": "share of the mesh within the threshold of the truth",
+    "recall": "share of the truth within the threshold of the mesh",
+    "f_score": "harmonic mean of the two",
+    "normal_consistency": "mean |cosine| between the normals",
+    "level_set_angle": "degrees between gradients and those at pulled points",
+    "volume": "in cubed units",
+    "train_seconds": "s",
+    "peak_memory_mb": "MB",
+}
 
 
 def diagonal(points: NDArray[np.float64]) -> float:
@@ -68,14 +86,32 @@ def level_set_angle(field: Field, mesh: Mesh, to_world: Similarity, device: torc
     return parallelism(field, queries[queries.norm(dim=1) < 1].to(device))
 
 
+def warn_if_stale(mesh: Path, program: str) -> None:
+    """Say so when, by the files' times, a run has been trained on since its mesh was made."""
+    trained = [path.stat().st_mtime_ns for path in (mesh.parent / "checkpoints").glob("step_*.pt")]
+    if trained and max(trained) > mesh.stat().st_mtime_ns:
+        print(
+            f"warning: {mesh}: older than the newest checkpoint; make it again with `{program} mesh {mesh.parent}`",
+            file=sys.stderr,
+        )
+
+
 def write_report(figures: dict[str, Any], path: Path | None) -> None:
     """Print the figures as a table and write them to `path` as JSON."""
     for name, value in flatten(figures).items():
-        print(f"{name:28s} {value:.6g}" if isinstance(value, float) else f"{name:28s} {value}")
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        print(f"{name:28s} {shown:12s} {meaning(name, value, figures.get('diagonal'))}".rstrip())
     if path is not None:
         with atomic_write(path, "w") as file:
             json.dump(figures, file, indent=2)
         print(f"wrote {path}")
+
+
+def meaning(name: str, value: Any, size: float | None) -> str:
+    """What a figure is, with its unit; for a length, its share of the truth's diagonal `size`."""
+    if name in LENGTHS or name.startswith("points_to_surface."):
+        return f"{100 * value / size:.3f} % of the diagonal" if size else ""
+    return MEANINGS.get(name, "")
 
 
 def flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:

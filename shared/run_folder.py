@@ -125,16 +125,19 @@ class Run:
 def open_run(folder: Path, resume: bool) -> Run:
     """Make the folder of a new run, or open that of an earlier one.
 
-    Raises UserError when a new run would mix with existing files, when there is nothing to resume, or when the folder
-    cannot be written.
+    Raises UserError as `check_run` does, or when the folder cannot be written.
     """
-    folder = Path(folder)
+    check_run(folder, resume)
+    make_folder(folder)
+    return Run(folder)
+
+
+def check_run(folder: Path, resume: bool) -> None:
+    """Raise UserError when a new run would mix with existing files, or when there is nothing to resume."""
     if resume and not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no run to resume; give the folder of an earlier run, or drop --resume")
     if not resume and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; choose another --out, or continue its run with --resume")
-    make_folder(folder)
-    return Run(folder)
 
 
 def _logged_step(line: str) -> float:

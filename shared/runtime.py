@@ -66,6 +66,12 @@ class Budget:
         self._earlier = 0.0  # seconds before the clock was last started
         self._started: float | None = None
 
+    @property
+    def length(self) -> str:
+        """The limits in words."""
+        minutes = [] if self.second_limit is None else [f"{self.second_limit / 60:g} min"]
+        return " or ".join([*minutes, *([] if self.step_limit is None else [f"{self.step_limit} step(s)"])])
+
     def start(self) -> None:
         """Let the clock run. Does nothing while it runs."""
         if self._started is None:

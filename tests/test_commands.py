@@ -112,10 +112,22 @@ def test_mvrecon_from_photos_to_figures(scene: Path, tmp_path: Path, capsys: pyt
     assert "chamfer_l1" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_mvrecon_without_masks_learns_a_background(scene: Path, tmp_path: Path) -> None:
-    assert (
-        train(scene, tmp_path / "run", "--train.steps", "5", "--data.masks", "false", "--loss.alignment", "0.01") == 0
-    )
+    run = tmp_path / "run"
+    assert train(scene, run, "--train.steps", "100", "--data.masks", "false", "--loss.alignment", "0.01") == 0
+    terms = set(curve(run)[0])
+    assert {"color", "eikonal", "opacity", "alignment"} < terms and "mask" not in terms
+    assert mvrecon.commands.main(["eval", str(run)]) == 0
+    figures = json.loads((run / "eval.json").read_text())
+    # The ball stands before black: a background that had learnt nothing would be grey, at 8 dB.
+    assert figures["psnr"] > 12 and "psnr_masked" not in figures
+
+
+def test_mvrecon_with_samples_from_the_network(scene: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(scene, run, "--train.steps", "5", "--sampling.source", "network") == 0
+    assert mvrecon.commands.main(["render", str(run)]) == 0
 
 
 @pytest.mark.parametrize("door", ["mvrecon", "pointrecon"])
@@ -220,7 +232,8 @@ def test_one_line_for_what_users_get_wrong(scene: Path, cloud: Path, tmp_path: P
     assert missing in refused(capsys, photos, ["train", "--data.root", missing, *out, *steps])
     assert "data.root" in refused(capsys, photos, ["train", "--dato.root", str(scene), *out])
     assert "train.rays" in refused(capsys, photos, ["train", "--data.root", str(scene), "--train.rays", "0", *out])
-    assert "train.minutes" in refused(capsys, photos, ["train", "--data.root", str(scene), *out])
+    other = ["--config", str(Path(__file__).parents[1] / "configs/pointrecon/fast.yaml")]
+    assert "is for `pointrecon`" in refused(capsys, photos, ["train", "--data.root", str(scene), *other, *out])
     typo = tmp_path / "typo.yaml"
     typo.write_text("train:\n  stepps: 3\n")
     line = refused(capsys, photos, ["train", "--config", str(typo), "--data.root", str(scene), *out])
@@ -228,6 +241,7 @@ def test_one_line_for_what_users_get_wrong(scene: Path, cloud: Path, tmp_path: P
     assert "--resume" in refused(capsys, photos, ["train", "--data.root", str(scene), *out, *steps, "--resume"])
     assert missing in refused(capsys, photos, ["render", missing])
     assert "nowhere.ply" in refused(capsys, points, ["fit", missing + ".ply", *out, *steps])
+    assert f"{tmp_path}: is a folder" in refused(capsys, points, ["fit", str(tmp_path), *out])
     assert not (tmp_path / "run").exists(), "nothing is left behind by a command that could not start"
 
 
@@ -240,6 +254,31 @@ def test_an_existing_run_is_never_overwritten(cloud: Path, tmp_path: Path, capsy
     assert "--resume" in refused(capsys, pointrecon.commands.main, arguments)
     assert (run / "config.yaml").read_bytes() == before
     assert "mvrecon" in refused(capsys, mvrecon.commands.main, ["mesh", str(run)])
+
+
+def test_a_finished_run_says_so_and_can_be_given_more(cloud: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert fit(cloud, run, "--train.steps", "70") == 0
+    assert [line["step"] for line in curve(run)] == [50, 70], "the last steps are logged, too"
+    assert "100%" in capsys.readouterr().err
+    before = (run / "mesh.ply").read_bytes()
+    (run / "mesh.ply").unlink()
+    assert fit(cloud, run, "--resume") == 0
+    assert "has used up its 70 step(s)" in capsys.readouterr().out
+    assert (run / "mesh.ply").read_bytes() == before
+    assert fit(cloud, run, "--resume", "--train.steps", "100") == 0
+    assert [line["step"] for line in curve(run)] == [50, 70, 100]
+
+
+def test_eval_says_when_the_mesh_is_of_before(cloud: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert fit(cloud, run, "--train.steps", "2") == 0
+    assert pointrecon.commands.main(["eval", str(run), "--gt", str(cloud)]) == 0
+    assert "older" not in capsys.readouterr().err
+    os.utime(run / "mesh.ply", ns=(0, 0))
+    assert pointrecon.commands.main(["eval", str(run), "--gt", str(cloud)]) == 0
+    captured = capsys.readouterr()
+    assert f"make it again with `pointrecon mesh {run}`" in captured.err and "% of the diagonal" in captured.out
 
 
 def test_a_checkpoint_of_another_model_is_refused(cloud: Path, tmp_path: Path, capsys) -> None:

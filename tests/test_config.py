@@ -1,6 +1,7 @@
 """The configuration: three layers, one meaning of a value, and an error for everything that is not a key or a value."""
 
 from dataclasses import FrozenInstanceError, dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -238,3 +239,25 @@ def test_parser_errors_are_one_line_with_code_2(parser, capsys, arguments, hint)
 
 def test_did_you_mean_says_nothing_when_nothing_is_close():
     assert did_you_mean("zzz", ["train.steps"]) == ""
+
+
+def test_a_file_of_another_program_is_named(write):
+    @dataclass(frozen=True, kw_only=True)
+    class Owned(Config):
+        PROGRAM: ClassVar[str] = "mvrecon"
+
+    text = to_yaml(Owned(seed=3))
+    assert text.startswith("program: mvrecon\n")
+    assert read_config(Owned, write(text)) == Owned(seed=3)
+    assert read_config(Owned, write("seed: 3\n")) == Owned(seed=3)
+    with pytest.raises(UserError, match=r"preset\.yaml: is for `pointrecon`, not for `mvrecon`"):
+        read_config(Owned, write("program: pointrecon\nseed: 3\n"))
+    assert "program" in refusal(write(text)), "a key like any other where no program owns the class"
+
+
+def test_an_option_may_be_left_out():
+    parser = Parser(prog="p")
+    add_config_arguments(parser, Config, without=["seed"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", "1"])
+    assert parser.parse_args(["--device", "cpu"]).overrides == [("device", "cpu")]

@@ -49,16 +49,37 @@ def test_neus_sees_no_surface_from_behind():
     assert float(grazing.max()) > 0.1
 
 
+def test_a_long_section_before_the_surface_is_not_opaque():
+    # Half a unit of air, then short sections around a plane; the slope in the air is off by a twentieth.
+    edges = torch.cat([torch.tensor([0.0]), torch.linspace(0.5, 0.6, 11)])
+    sdf, cosine, spacing = plane_ahead(0.52, edges)
+    sdf[0, 0], cosine[0, 0] = 0.26, -1.05
+    weights, _ = composite(neus_alpha(sdf, cosine, spacing, 500.0))
+    assert float(weights[0, 0]) < 1e-3
+    assert float(weights[0, 1:].sum()) > 0.99
+
+
 @pytest.mark.parametrize("anneal", [0.0, 0.3, 1.0])
 def test_neus_equals_a_loop_over_its_definition(anneal: float):
     generator = torch.Generator().manual_seed(0)
     sdf, spacing = 0.1 * torch.randn(3, 7, generator=generator), 0.1 * torch.rand(3, 7, generator=generator)
     cosine = 2 * torch.rand(3, 7, generator=generator) - 1
     found = neus_alpha(sdf, cosine, spacing, torch.tensor(WIDTH), anneal)
+
+    def beyond(r: int, s: int, side: int) -> float:
+        return float(sdf[r, s]) + side * 0.5 * float(cosine[r, s] * spacing[r, s])
+
+    def end(r: int, s: int, side: int) -> float:
+        """Where section s begins (side -1) or ends (side 1)."""
+        early = float(sdf[r, s]) - side * 0.5 * max(0.0, 0.5 - 0.5 * float(cosine[r, s])) * float(spacing[r, s])
+        exact = beyond(r, s, side)
+        if 0 <= s + side < 7:
+            own, other = float(spacing[r, s]), float(spacing[r, s + side])
+            exact = (other * exact + own * beyond(r, s + side, -side)) / (own + other)
+        return anneal * exact + (1 - anneal) * early
+
     for r, s in np.ndindex(3, 7):
-        c = float(cosine[r, s])
-        slope = -((1 - anneal) * max(0.0, 0.5 - 0.5 * c) + anneal * max(0.0, -c))
-        first, last = (logistic(WIDTH * (float(sdf[r, s]) + k * 0.5 * slope * float(spacing[r, s]))) for k in (-1, 1))
+        first, last = (logistic(WIDTH * end(r, s, side)) for side in (-1, 1))
         expected = min(max((first - last + 1e-5) / (first + 1e-5), 0.0), 1.0)
         assert float(found[r, s]) == pytest.approx(expected, abs=1e-5)
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pointrecon.config import FitConfig
 from shared.checkpoint import latest_checkpoint
 from shared.errors import UserError
-from shared.loop import fit, made, one_budget, restore
+from shared.loop import fit, made, one_budget, restore, with_length
 from shared.run_folder import Run, open_run
 from shared.runtime import Budget
 
@@ -67,8 +68,9 @@ def test_it_logs_means_of_50_steps_and_saves_at_the_end(tmp_path: Path):
     assert start(run, 120, trainer)
     twin = Stub()
     losses = [float(twin.step(0)["loss"]) for _ in range(120)]
-    assert [line["step"] for line in curve(run)] == [50, 100]
+    assert [line["step"] for line in curve(run)] == [50, 100, 120], "the last steps are not lost"
     assert curve(run)[0]["loss"] == pytest.approx(sum(losses[:50]) / 50)
+    assert curve(run)[2]["loss"] == pytest.approx(sum(losses[100:]) / 20)
     assert curve(run)[1]["progress"] == pytest.approx((50 + 99) / 2 / 120)
     checkpoint = latest_checkpoint(run, KIND)
     assert checkpoint.step == 120 and torch.equal(checkpoint.state["trainer"]["value"], trainer.value)
@@ -101,8 +103,8 @@ def test_a_killed_run_does_its_last_steps_again(tmp_path: Path):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 100, "loss": 5.0}\n{"step": 15')
     assert start(run, 160, Stub(), resume=True)
-    assert [line["step"] for line in curve(run)] == [50, 100, 150]
-    assert curve(run)[1]["loss"] < 1.0
+    assert [line["step"] for line in curve(run)] == [50, 60, 100, 150, 160]
+    assert curve(run)[2]["loss"] < 1.0
     for path in (run / "checkpoints").iterdir():
         path.unlink()
     again = Stub()
@@ -126,6 +128,20 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path: Path):
     start(tmp_path / "run", 10, Stub())
     with pytest.raises(UserError, match=r"step_00000010\.pt: holds another model"):
         start(tmp_path / "run", 20, Other(), resume=True)
+
+
+def test_a_spent_budget_of_minutes_is_said_and_nothing_is_done(tmp_path: Path, capsys: pytest.CaptureFixture):
+    trainer, run, budget = Stub(), Plain(open_run(tmp_path / "run", False).folder), Budget(minutes=2)
+    budget.load_state_dict({"steps": 9, "seconds": 121.0})
+    assert fit(trainer, run, budget, KIND, 1e9, {"device": "cpu"})
+    assert "has used up its 2 min; to go on, give --train.minutes" in capsys.readouterr().out
+    assert trainer.steps == 0 and not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_without_a_length_gets_the_default():
+    assert with_length(FitConfig(), 3.0).minutes == 3.0
+    assert with_length(FitConfig(steps=5), 3.0) == FitConfig(steps=5)
+    assert with_length(FitConfig(minutes=1.0), 3.0) == FitConfig(minutes=1.0)
 
 
 def test_previews_come_evenly_and_not_at_the_end(tmp_path: Path):

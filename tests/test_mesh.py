@@ -117,3 +117,13 @@ def test_a_cloud_is_not_a_mesh(tmp_path):
     path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
     with pytest.raises(UserError, match=r"cloud\.obj: "):
         load_mesh(path)
+
+
+def test_opening_at_the_sphere_takes_only_what_lies_on_it():
+    from mvrecon.mesh import _open_at_sphere
+
+    vertices = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]])
+    mesh = Mesh(vertices, np.array([[0, 1, 2], [3, 4, 5], [2, 3, 4]]))
+    opened = _open_at_sphere(mesh, 0.01)
+    assert opened.vertices.tolist() == vertices[3:].tolist()
+    assert opened.faces.tolist() == [[0, 1, 2]], "faces with a corner on the sphere go, and their corners with them"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvrecon.config import Config
-from mvrecon.model import SurfaceModel
+from mvrecon.model import FINER, SurfaceModel
 from mvrecon.sampling import SdfVolume
 from shared.field import FieldConfig
 
@@ -38,6 +38,25 @@ def test_a_sphere_is_seen_where_it_is():
     assert float(seen.depth[0]) == pytest.approx(2.5, abs=0.02)
     assert torch.nn.functional.normalize(seen.normal[0], dim=0).tolist() == pytest.approx([0, 0, -1], abs=0.1)
     assert seen.color[2].tolist() == [0, 0, 0]
+
+
+@torch.no_grad()
+def test_samples_from_the_network_see_the_sphere_without_a_volume():
+    model, volume = scene(with_background=False)
+    model.config = replace(CONFIG, sampling=replace(CONFIG.sampling, source="network"))
+    volume.values.fill_(1.0)
+    seen = model.render(volume, *rays())
+    assert seen.opacity.tolist() == pytest.approx([1, 0, 0], abs=0.02)
+    assert float(seen.depth[0]) == pytest.approx(2.5, abs=0.01)
+
+
+@torch.no_grad()
+def test_a_picture_gets_more_samples_than_a_step_of_training():
+    model, volume = scene(with_background=False)
+    sampling, hits = CONFIG.sampling, 2
+    training = model.render(volume, *rays(), 1.0, torch.Generator().manual_seed(0))
+    assert len(training.points) == hits * (sampling.importance + sampling.uniform)
+    assert len(model.render(volume, *rays()).points) == hits * (FINER * sampling.importance + sampling.uniform)
 
 
 @torch.no_grad()

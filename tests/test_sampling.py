@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvrecon.sampling import SdfVolume, passes_near, propose, propose_reference
+from mvrecon.sampling import SdfVolume, draw, passes_near, propose, propose_reference
+from mvrecon.upsampling import upsample
 
 CPU = torch.device("cpu")
 COUNTS = (96, 24, 8)
@@ -131,3 +132,26 @@ def test_the_kernel_proposes_what_torch_does(volume: SdfVolume, jittered: bool):
         volume, origins, directions, (near, far), counts, 80.0, generator.manual_seed(4) if jittered else None
     )
     torch.testing.assert_close(found, truth, atol=2e-4, rtol=0)
+
+
+def test_upsampling_asks_each_new_point_once_and_closes_in_on_the_surface():
+    origins, directions, bounds = rays(20)
+    asked = []
+
+    def counting(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return ball(x)
+
+    t = upsample(counting, origins, directions, bounds, (32, 18))
+    assert t.shape == (20, 50) and (t.diff(dim=1) >= 0).all()
+    assert asked == [20 * n for n in (32, 4, 5, 4, 5)]
+    front = 3.0 - (0.25 - origins[:, :2].square().sum(dim=1)).sqrt()
+    assert float((t - front[:, None]).abs().amin(dim=1).max()) < 0.01
+    shifted = upsample(ball, origins, directions, bounds, (32, 18), torch.Generator().manual_seed(1))
+    assert not torch.equal(shifted, t)
+
+
+def test_draw_inverts_the_summed_weights():
+    t, weights = torch.tensor([[0.0, 1.0, 3.0, 4.0]]), torch.tensor([[1.0, 2.0, 1.0]])
+    found = draw(t, weights, torch.tensor([[0.0, 0.125, 0.5, 0.875, 1.0]]))
+    assert found[0].tolist() == pytest.approx([0.0, 0.5, 2.0, 3.5, 4.0])
