@@ -58,7 +58,7 @@ class SamplingConfig:
     band: float = key(0.04, "how near, in field units", minimum=0.0)
     anneal: float = key(0.2, "fraction of the run until NeuS's slope is exact", minimum=0.0, maximum=1.0)
     sharpest_proposal: Schedule = key(
-        Schedule(0.5, 50.0, 100.0, 1.0), "largest 1/s that proposals are drawn with", minimum=1.0
+        Schedule(0.5, 50.0, 150.0, 1.0), "largest 1/s that proposals are drawn with", minimum=1.0
     )
 
 

@@ -51,8 +51,9 @@ def split_views(
         raise UserError(f"{where}: holdout view {repeated[0]} is given more than once; list each view once")
     train = np.setdiff1d(np.arange(count, dtype=np.int64), np.asarray(holdout, dtype=np.int64))
     if len(train) < minimum_train:
+        remedy = "add photos or hold out fewer" if len(holdout) else "add photos"
         raise UserError(
             f"{where}: {count} views, {len(holdout)} of them held out, leave {len(train)} to train on; "
-            f"at least {minimum_train} are needed: add photos or hold out fewer"
+            f"at least {minimum_train} are needed: {remedy}"
         )
     return train, np.asarray(holdout, dtype=np.int64)

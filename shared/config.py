@@ -23,6 +23,10 @@ from shared.text_yaml import dump_yaml, read_yaml
 Config = TypeVar("Config")
 
 TRUE, FALSE, NONE = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~", "")
+SCHEDULES = (
+    "[p0,v0,v1,p1]: v0 until the fraction p0 of the run, then linear to v1, which is reached at the fraction p1. "
+    "Field units: the scene or cloud lies in the box from -1 to 1."
+)
 TYPE_NAMES = {bool: "true|false", int: "integer", float: "number", str: "text"}
 
 
@@ -143,6 +147,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, cls: type, without: Se
     What the user sets is collected in order, as text, in the namespace's list `overrides` of (dotted key, text) pairs.
     """
     parser.set_defaults(overrides=[])
+    if any(leaf.type is Schedule for leaf in _leaves(cls).values()):
+        parser.epilog = SCHEDULES
     groups: dict[str, Any] = {}
     for leaf in _leaves(cls).values():
         if leaf.name in without:

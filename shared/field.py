@@ -37,7 +37,7 @@ class FieldConfig:
     )
     levels: int = key(12, "levels of the hash grid", minimum=1, maximum=32)
     base: int = key(16, "cells along an edge of the box on the coarsest level", minimum=2)
-    finest: int = key(768, "cells along an edge of the box on the finest level", minimum=2)
+    finest: int = key(768, "cells along an edge of the box on the finest level, unless train.cell sets it", minimum=2)
     log2_entries: int = key(17, "log2 of the largest number of table entries of a level", minimum=8, maximum=26)
     width: int = key(64, "width of the hidden layers", minimum=4)
     layers: int = key(1, "hidden layers", minimum=1)

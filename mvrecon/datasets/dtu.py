@@ -19,7 +19,7 @@ from mvrecon.scene import Scene, split_views
 from shared.errors import UserError
 from shared.geometry import Similarity
 
-LAYOUT = "expected image/, mask/ and cameras_sphere.npz as in the DTU data of NeuS"
+LAYOUT = "expected image/, cameras_sphere.npz and, for masks, mask/ as in the DTU data of NeuS"
 REMAKE = "write cameras_sphere.npz again with a world_mat_i per photo and scale_mat_0"
 
 
@@ -32,6 +32,8 @@ def load_dtu(root: str | Path, downscale: int = 1, holdout: Sequence[int] = (), 
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the scene's folder ({LAYOUT})")
+    if not (root / "cameras_sphere.npz").is_file():
+        raise UserError(f"{root / 'cameras_sphere.npz'}: no such file; {LAYOUT}")
     photos = list_photos(root / "image", LAYOUT)
     train, test = split_views(len(photos), holdout, root)
     full_size = common_size(photos)
@@ -79,8 +81,6 @@ def _read_cameras(path: Path, photos: list[Path], size: tuple[int, int]) -> tupl
 
 
 def _read_matrices(path: Path) -> dict[str, NDArray[np.generic]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {LAYOUT}")
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:  # NumPy alone also takes a bare array
             return {key: archive[key] for key in archive.files if re.fullmatch(r"(world|scale)_mat_\d+", key)}
