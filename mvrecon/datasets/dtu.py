@@ -32,9 +32,9 @@ def load_dtu(root: str | Path, downscale: int = 1, holdout: Sequence[int] = (), 
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the scene's folder ({LAYOUT})")
+    photos = list_photos(root / "image", LAYOUT)
     if not (root / "cameras_sphere.npz").is_file():
         raise UserError(f"{root / 'cameras_sphere.npz'}: no such file; {LAYOUT}")
-    photos = list_photos(root / "image", LAYOUT)
     train, test = split_views(len(photos), holdout, root)
     full_size = common_size(photos)
     size = reduced_size(full_size, downscale, root)
