@@ -40,7 +40,7 @@ class FitConfig:
 
     minutes: float | None = key(None, f"length of the run in minutes; {MINUTES:g} without steps", minimum=1e-3)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
-    cell: float = key(1.75, "finest cell in spacings of the cloud, sets field.finest; 0 keeps it", minimum=0.0)
+    cell: float = key(2.6, "finest cell in spacings of the cloud, sets field.finest; 0 keeps it", minimum=0.0)
     save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
     resolution: int = key(384, "cells along an edge of the box for mesh.ply", minimum=8)
     seed: int = key(0, "seed of everything random", minimum=0)
