@@ -1,6 +1,6 @@
 """What the product costs beside plainer ways of doing the same, each pair timed side by side in one run.
 
-A draft: it has not been run yet.
+A draft: only `--only encode` has been run yet.
 
     scripts/benchmark.py --json benchmark.json                 everything but `step` on a real scene
     scripts/benchmark.py --only encode,step --scene SCENE      some parts; SCENE in the DTU layout, with masks
