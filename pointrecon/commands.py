@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from shared.config import Parser, add_config_arguments, read_config
+from shared.command_line import Parser, add_config_arguments
+from shared.config import read_config
 from shared.errors import UserError, main_guard
 from shared.loop import one_budget
 

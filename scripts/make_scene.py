@@ -25,7 +25,8 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from scripts.demo_object import demo_object, noise
 from scripts.path_tracer import import_mitsuba, linear, path_tracer, to_up
-from shared.config import Parser, add_config_arguments, key, read_config
+from shared.command_line import Parser, add_config_arguments
+from shared.config import key, read_config
 from shared.errors import UserError, main_guard
 from shared.geometry import Similarity, look_at
 from shared.meshing import Mesh, load_mesh, save_mesh

@@ -6,16 +6,14 @@ both, directed by the type of the key. A misspelt key or an impossible value is 
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import math
 import re
-import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shared.errors import UserError
 from shared.text_yaml import dump_yaml, read_yaml
@@ -23,10 +21,6 @@ from shared.text_yaml import dump_yaml, read_yaml
 Config = TypeVar("Config")
 
 TRUE, FALSE, NONE = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~", "")
-SCHEDULES = (
-    "[p0,v0,v1,p1]: v0 until the fraction p0 of the run, then linear to v1, which is reached at the fraction p1. "
-    "Field units: the scene or cloud lies in the box from -1 to 1."
-)
 TYPE_NAMES = {bool: "true|false", int: "integer", float: "number", str: "text"}
 
 
@@ -109,7 +103,7 @@ def read_config(cls: type[Config], file: Path | None, overrides: Iterable[tuple[
 
     Raises UserError, naming the file or the flag, for an unreadable file, an unknown key or an impossible value.
     """
-    leaves = _leaves(cls)
+    leaves = leaves_of(cls)
     values = _read_values(leaves, _without_program(cls, read_yaml(file), file), str(file)) if file is not None else {}
     for name, text in overrides:
         if name not in leaves:
@@ -120,7 +114,7 @@ def read_config(cls: type[Config], file: Path | None, overrides: Iterable[tuple[
 
 def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str) -> Config:
     """The defaults of `cls` overlaid with nested mappings of plain values. `where` names the source in a UserError."""
-    return _build(cls, _read_values(_leaves(cls), mapping, where), where)
+    return _build(cls, _read_values(leaves_of(cls), mapping, where), where)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -128,7 +122,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
     mapping: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
-        mapping[f.name] = to_mapping(value) if _is_section(value) else _as_plain(value)
+        mapping[f.name] = to_mapping(value) if _is_section(value) else as_plain(value)
     return mapping
 
 
@@ -139,28 +133,6 @@ def to_yaml(config: Any) -> str:
     """
     program = {"program": config.PROGRAM} if hasattr(config, "PROGRAM") else {}
     return dump_yaml({**program, **to_mapping(config)})
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, cls: type, without: Sequence[str] = ()) -> None:
-    """Add every key of `cls` as an option `--section.key VALUE`, grouped by section, but those in `without`.
-
-    What the user sets is collected in order, as text, in the namespace's list `overrides` of (dotted key, text) pairs.
-    """
-    parser.set_defaults(overrides=[])
-    if any(leaf.type is Schedule for leaf in _leaves(cls).values()):
-        parser.epilog = SCHEDULES
-    groups: dict[str, Any] = {}
-    for leaf in _leaves(cls).values():
-        if leaf.name in without:
-            continue
-        section = leaf.name.rpartition(".")[0] or "general"
-        if section not in groups:
-            groups[section] = parser.add_argument_group(f"{section} keys")
-        # One word without brackets: argparse cannot wrap its usage text around anything else.
-        metavar = "|".join(map(str, leaf.metadata.get("choices") or ())) or type_name(leaf.type).split()[0].upper()
-        groups[section].add_argument(
-            f"--{leaf.name}", dest="overrides", action=_Override, metavar=metavar, help=_help(leaf)
-        )
 
 
 def type_name(kind: Any) -> str:
@@ -178,47 +150,12 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{match[0]}?" if match else ""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line with the closest known option or command, and exit code 2."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # An abbreviation that works today would break when a key is added.
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line to stderr and exit with code 2."""
-        unknown = re.search(r"unrecognized arguments: ([^\s=]+)|invalid choice: '([^']*)'", message)
-        hint = did_you_mean(unknown[1] or unknown[2], _known_words(self)) if unknown else ""
-        print(f"error: {' '.join(message.split())}{hint or f'; see {self.prog} --help'}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _known_words(parser: argparse.ArgumentParser) -> Iterator[str]:
-    for action in parser._actions:
-        yield from action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices
-            for command in action.choices.values():
-                yield from _known_words(command)
-
-
-class _Override(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        name = str(option_string).removeprefix("--")
-        # A new list: the one in the namespace may be the parser's default.
-        namespace.overrides = [*(namespace.overrides or []), (name, values)]
-
-
-def _help(leaf: Leaf) -> str:
-    default = "none" if leaf.default in (None, "", ()) else dump_yaml(_as_plain(leaf.default)).strip()
-    return f"{leaf.metadata.get('help', '')} ({type_name(leaf.type)}; default {default})".replace("%", "%%")
-
-
 def _is_section(value: Any) -> bool:
     return is_dataclass(value) and not isinstance(value, Schedule)
 
 
-def _leaves(cls: type) -> dict[str, Leaf]:
+def leaves_of(cls: type) -> dict[str, Leaf]:
+    """All settable keys of a configuration by dotted name."""
     return {leaf.name: leaf for leaf in _walk(cls(), "")}
 
 
@@ -291,7 +228,8 @@ def _overlay(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
     return replace(config, **{f.name: changed(f) for f in fields(config)})
 
 
-def _as_plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """A key's value as YAML has it: a schedule as a number or a list, a tuple as a list."""
     if isinstance(value, Schedule):
         return value.numbers[0] if len(value.numbers) == 1 else list(value.numbers)
     return list(value) if isinstance(value, tuple) else value
@@ -299,7 +237,7 @@ def _as_plain(value: Any) -> Any:
 
 def _as_text(value: Any) -> Any:
     """Plain values as YAML's loader would have given them: text, or lists of text."""
-    value = _as_plain(value)
+    value = as_plain(value)
     if isinstance(value, list):
         return [_as_text(element) for element in value]
     if value is None or isinstance(value, bool):

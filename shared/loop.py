@@ -48,6 +48,38 @@ class Meter:
         return means
 
 
+class Progress:
+    """What the loop writes on its way: the log's means, and checkpoints. `extra` goes into each checkpoint."""
+
+    def __init__(self, trainer: Trainer, run: Run, budget: Budget, kind: str, extra: dict[str, Any]):
+        self.trainer, self.run, self.budget, self.kind, self.extra = trainer, run, budget, kind, extra
+        self.meter, self.saved = Meter(), time.monotonic()
+        if "meter" in extra:
+            self.meter.sums, self.meter.count = dict(extra["meter"]["sums"]), extra["meter"]["count"]
+
+    def check(self) -> None:
+        """Raise UserError when the loss is not finite, before anything is written."""
+        loss, at = float(self.meter.sums.get("loss", 0.0)), f"at step {self.budget.steps}"
+        if not math.isfinite(loss):
+            raise UserError(f"{self.run.folder}: the loss is {loss} {at}; lower the learning rates (--optim)")
+
+    def report(self, bar: ProgressBar) -> None:
+        """Log the means since the last report and show the loss."""
+        self.check()
+        means = self.meter.take()
+        self.run.log(self.budget.steps, means, self.budget.seconds)
+        bar.update(means["loss"])
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.check()
+        state = {"trainer": self.trainer.state_dict(), "budget": self.budget.state_dict(), **self.extra}
+        state["peak_memory_mb"] = peak_memory_mb(torch.device(self.extra["device"]))
+        state["meter"] = {"sums": dict(self.meter.sums), "count": self.meter.count}
+        save_checkpoint(self.run.folder, self.kind, self.budget.steps, state)
+        self.saved = time.monotonic()
+
+
 def fit(
     trainer: Trainer,
     run: Run,
@@ -68,48 +100,24 @@ def fit(
     if budget.done:
         print(f"{run.folder}: has used up its {budget.length}; to go on, give --train.minutes or --train.steps")
         return True
-    meter, saved = Meter(), time.monotonic()
-    if "meter" in extra:
-        meter.sums, meter.count = dict(extra["meter"]["sums"]), extra["meter"]["count"]
+    so_far = Progress(trainer, run, budget, kind, extra)
     shown = int(budget.progress * previews)
-
-    def check() -> None:
-        loss = float(meter.sums.get("loss", 0.0))
-        if not math.isfinite(loss):
-            raise UserError(
-                f"{run.folder}: the loss is {loss} at step {budget.steps}; lower the learning rates (--optim)"
-            )
-
-    def save() -> None:
-        check()
-        state = {"trainer": trainer.state_dict(), "budget": budget.state_dict(), **extra}
-        state["peak_memory_mb"] = peak_memory_mb(torch.device(extra["device"]))
-        state["meter"] = {"sums": dict(meter.sums), "count": meter.count}
-        save_checkpoint(run.folder, kind, budget.steps, state)
-
-    def report(bar: ProgressBar) -> None:
-        check()
-        means = meter.take()
-        run.log(budget.steps, means, budget.seconds)
-        bar.update(means["loss"])
-
     with Interrupt() as interrupt, ProgressBar(budget) as bar:
         budget.start()
         while not (budget.done or interrupt.requested):
-            meter.add(trainer.step(budget.progress))
+            so_far.meter.add(trainer.step(budget.progress))
             budget.step()
             if budget.steps % LOG_EVERY == 0:
-                report(bar)
-                if time.monotonic() - saved > save_seconds:
-                    save()
-                    saved = time.monotonic()
+                so_far.report(bar)
+                if time.monotonic() - so_far.saved > save_seconds:
+                    so_far.save()
             if preview is not None and int(budget.progress * previews) > shown and not budget.done:
                 shown = int(budget.progress * previews)
                 preview(budget.steps)
         budget.stop()
-        if budget.done and meter.count:
-            report(bar)
-    save()
+        if budget.done and so_far.meter.count:
+            so_far.report(bar)
+    so_far.save()
     if interrupt.requested:
         print(f"stopped at step {budget.steps}; continue with --resume --out {run.folder}", file=sys.stderr)
     return not interrupt.requested

@@ -5,10 +5,9 @@ from typing import ClassVar
 
 import pytest
 
+from shared.command_line import Parser, add_config_arguments
 from shared.config import (
-    Parser,
     Schedule,
-    add_config_arguments,
     did_you_mean,
     from_mapping,
     key,
