@@ -37,10 +37,10 @@ class Background(nn.Module):
         self,
         origins: Float[Tensor, "r 3"],
         directions: Float[Tensor, "r 3"],
-        generator: torch.Generator | None = None,
+        shift: Float[Tensor, "r 1"] | float = 0.5,
     ) -> Float[Tensor, "r 3"]:
-        """Colour of the rays beyond the sphere, opaque at infinity."""
-        x, spacing = self._sample(origins, directions, generator)
+        """Colour of the rays beyond the sphere, opaque at infinity. `shift`, in 0..1, moves the samples of a ray."""
+        x, spacing = self._sample(origins, directions, shift)
         rays, samples = spacing.shape
         code = interpolate(contract(x) / 2, self.table, self.grid, backend=self.backend)
         out = self.body(code)
@@ -51,12 +51,11 @@ class Background(nn.Module):
         weights = torch.cat([weights[:, :-1], weights[:, -1:] + passed[:, None]], dim=1)
         return (weights[..., None] * color).sum(dim=1)
 
-    def _sample(self, origins: Tensor, directions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _sample(self, origins: Tensor, directions: Tensor, shift: Tensor | float) -> tuple[Tensor, Tensor]:
         """Points at evenly spaced inverse radii 1 .. 1/50 behind the sphere, and the sections' lengths measured so."""
         rays, device = origins.shape[0], origins.device
         middle = -(origins * directions).sum(dim=1)
         closest = (origins + middle[:, None] * directions).square().sum(dim=1)
-        shift = 0.5 if generator is None else torch.rand(rays, 1, device=device, generator=generator)
         inverse = 1 - (torch.arange(self.samples, device=device) + shift) / self.samples * 0.98
         inverse = inverse.expand(rays, self.samples)
         # A ray that misses the sphere starts where it comes closest.

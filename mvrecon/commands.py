@@ -1,7 +1,6 @@
 """The command line of `mvrecon`: train, mesh, render, eval."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from shared.command_line import Parser, add_config_arguments
@@ -51,6 +50,8 @@ def run_train(args: argparse.Namespace) -> int:
     """`mvrecon train`: exit code 0, or 130 when it was interrupted (and saved)."""
     from mvrecon.config import Config
     from mvrecon.train import train
+    from shared.ranks import joined
+    from shared.runtime import choose_device
 
     # A run goes on with what it was made with; flags may still change that, a preset may not.
     own = args.out / "config.yaml"
@@ -58,7 +59,8 @@ def run_train(args: argparse.Namespace) -> int:
     if args.resume and file is None:
         raise UserError(f"{args.out}: holds no run to resume; give the folder of an earlier run, or drop --resume")
     config = read_config(Config, file, one_budget(args.overrides))
-    return 0 if train(config, args.out, args.resume) else 130
+    with joined(choose_device(config.device)):
+        return 0 if train(config, args.out, args.resume) else 130
 
 
 def run_mesh(args: argparse.Namespace) -> None:
@@ -132,7 +134,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit code."""
     args = build_parser().parse_args(arguments)
     return main_guard(lambda: COMMANDS[args.command](args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

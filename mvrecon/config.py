@@ -19,6 +19,7 @@ class DataConfig:
     format: str = key("dtu", "layout of that folder", choices=("dtu",))
     downscale: int = key(1, "divide the photos' sides by this", minimum=1)
     holdout: tuple[int, ...] = key((), "indices of photos kept out of training, for evaluation", minimum=0)
+    cache: str = key("", "folder on a fast disk for the decoded photos, if they are larger than the memory")
     masks: bool = key(True, "use the object masks; without them a background is learnt")
 
 
@@ -72,7 +73,7 @@ class LossConfig:
         Schedule(0.4, 0.05, 0.0, 0.8), "without masks: nothing shines through the unit sphere", minimum=0.0
     )
     alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
-    alignment_points: int = key(512, "points a step for the alignment", minimum=1)
+    alignment_samples: int = key(1, "samples a ray for the alignment", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mvrecon.config import LossConfig
 from mvrecon.model import Rendering
-from mvrecon.rays import RayBatch
+from mvrecon.rays import Rand, RayBatch
+from shared import ranks
 from shared.field import Field, Geometry
 from shared.levelset import alignment_loss
 from shared.pull import pull
@@ -19,28 +20,32 @@ def color_loss(
     """L1 over the channels, mean over the rays, those inside the masks where there are masks (NeuS, eq. 15)."""
     error = (color - truth).abs().sum(dim=1)
     if mask is None:
-        return error.mean()
+        return ranks.mean(error, len(error))
     inside = (mask > 0.5).float()
-    return (error * inside).sum() / inside.sum().clamp_min(1)
+    return ranks.mean(error * inside, inside.sum())
 
 
 def eikonal_loss(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
     """Mean of (|grad f| - 1)^2 (Gropp et al. 2020)."""
-    return (gradient.norm(dim=1) - 1).square().sum() / max(1, len(gradient))
+    return ranks.mean((gradient.norm(dim=1) - 1).square(), len(gradient))
 
 
 def mask_loss(opacity: Float[Tensor, " r"], mask: Float[Tensor, " r"]) -> Float[Tensor, ""]:
     """Binary cross-entropy between the rays' opacity and the masks (NeuS, eq. 17)."""
-    return F.binary_cross_entropy(opacity.clamp(1e-3, 1 - 1e-3), (mask > 0.5).float())
+    error = F.binary_cross_entropy(opacity.clamp(1e-3, 1 - 1e-3), (mask > 0.5).float(), reduction="none")
+    return ranks.mean(error, len(error))
 
 
 def alignment_term(
-    field: Field, rendering: Rendering, count: int, active: int | None, generator: torch.Generator
+    field: Field, rendering: Rendering, chance: Float[Tensor, "r k"], active: int | None
 ) -> Float[Tensor, ""]:
-    """Level set alignment at `count` of the rendered samples, near the surface and far from it alike."""
+    """Level set alignment at k samples of every ray, near the surface and far from it alike; `chance` (0..1) says
+    which."""
     x, known = rendering.points, rendering.geometry
-    count = count if len(x) else 0
-    chosen = torch.randint(len(x), (count,), device=x.device, generator=generator)
+    chance = chance[rendering.hit]
+    samples = len(x) // max(1, len(chance))
+    first = samples * torch.arange(len(chance), device=x.device)[:, None]
+    chosen = (first + (chance * samples).long()).reshape(-1)
     there = Geometry(known.sdf[chosen], known.gradient[chosen], known.feature[chosen])
     pulled = pull(x[chosen], there.sdf, there.gradient)
     return alignment_loss(there, field.geometry(pulled, active).gradient)
@@ -52,7 +57,7 @@ def total_loss(
     batch: RayBatch,
     rendering: Rendering,
     progress: float,
-    generator: torch.Generator,
+    rand: Rand,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The weighted sum and its terms by name. A term of weight zero is not computed."""
     terms = {"color": color_loss(rendering.color, batch.color, batch.mask)}
@@ -64,11 +69,10 @@ def total_loss(
         total = total + config.mask(progress) * terms["mask"]
     if batch.mask is None and config.opacity(progress) > 0:
         # What surface and background explain equally well, such as a plain table, shall be surface.
-        through = (1 - rendering.opacity) * rendering.hit
-        terms["opacity"] = through.sum() / rendering.hit.sum().clamp_min(1)
+        terms["opacity"] = ranks.mean((1 - rendering.opacity) * rendering.hit, rendering.hit.sum())
         total = total + config.opacity(progress) * terms["opacity"]
     if config.alignment(progress) > 0:
-        active = field.active(progress)
-        terms["alignment"] = alignment_term(field, rendering, config.alignment_points, active, generator)
+        chance = rand(config.alignment_samples)
+        terms["alignment"] = alignment_term(field, rendering, chance, field.active(progress))
         total = total + config.alignment(progress) * terms["alignment"]
     return total, terms

@@ -10,6 +10,7 @@ from mvrecon.background import Background
 from mvrecon.color import ColorNetwork, spherical_harmonics
 from mvrecon.config import Config
 from mvrecon.density import neus_alpha
+from mvrecon.rays import Rand
 from mvrecon.sampling import SdfVolume, propose
 from mvrecon.upsampling import upsample
 from mvrecon.volume import composite
@@ -58,9 +59,9 @@ class SurfaceModel(nn.Module):
         origins: Float[Tensor, "r 3"],
         directions: Float[Tensor, "r 3"],
         progress: float = 1.0,
-        generator: torch.Generator | None = None,
+        rand: Rand | None = None,
     ) -> Rendering:
-        """Render rays with unit directions: with a generator as in training, the samples jittered; without one as a
+        """Render rays with unit directions: with random numbers as in training, the samples jittered; without as a
         picture, with `FINER` times the samples near the surface.
 
         Rays that miss the unit sphere see the background alone.
@@ -68,7 +69,8 @@ class SurfaceModel(nn.Module):
         near, far, hit = ray_sphere(origins, directions)
         ray = hit.nonzero()[:, 0]
         bounds, toward = (near[ray], far[ray]), directions[ray]
-        t, spacing = self._sections(volume, origins[ray], toward, bounds, progress, generator)
+        jitter = None if rand is None else rand(self.config.sampling.importance + 2)[ray]
+        t, spacing = self._sections(volume, origins[ray], toward, bounds, progress, jitter)
         x = (origins[ray][:, None] + t[..., None] * toward[:, None]).reshape(-1, 3)
         geometry = self.field.geometry(x, self.field.active(progress))
         gradient = geometry.gradient.reshape(*t.shape, 3)
@@ -83,7 +85,7 @@ class SurfaceModel(nn.Module):
         color = every[:, :3]
         if self.background is not None:
             light = torch.ones(len(hit), device=x.device).index_copy(0, ray, passed)
-            color = color + light[:, None] * self.background(origins, directions, generator)
+            color = color + light[:, None] * self.background(origins, directions, 0.5 if rand is None else rand(1))
         return Rendering(color, every[:, 3], every[:, 7], every[:, 4:7], hit, x, geometry)
 
     def _sections(
@@ -93,19 +95,20 @@ class SurfaceModel(nn.Module):
         directions: Tensor,
         bounds: tuple[Tensor, Tensor],
         progress: float,
-        generator: torch.Generator | None,
+        jitter: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Middles and lengths (r, s) of the sections of rays at which the network is asked."""
         sampling = self.config.sampling
-        importance = sampling.importance * (FINER if generator is None else 1)
+        importance = sampling.importance * (FINER if jitter is None else 1)
         if sampling.source == "network":
             active = self.field.active(progress)
             counts = (sampling.scan, importance)
-            t = upsample(lambda x: self.field.sdf(x, active), origins, directions, bounds, counts, generator)
+            shift = 0.5 if jitter is None else jitter[:, :1]
+            t = upsample(lambda x: self.field.sdf(x, active), origins, directions, bounds, counts, shift)
         else:
             width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal(progress)))
             proposed = (sampling.scan, importance, sampling.uniform)
-            t = propose(volume, origins, directions, bounds, proposed, width, generator)
+            t = propose(volume, origins, directions, bounds, proposed, width, jitter)
         last = ((bounds[1] - bounds[0]) / sampling.scan)[:, None]
         spacing = torch.cat([t[:, 1:] - t[:, :-1], last], dim=1)
         return t + 0.5 * spacing, spacing

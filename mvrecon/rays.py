@@ -1,21 +1,27 @@
 """Batches of training rays, drawn from all photos at once without a Python loop over rays."""
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mvrecon.scene import Scene
 from shared.errors import UserError
 from shared.geometry import ray_sphere
+from shared.ranks import share
 
 # Pixels this far from a mask, as a fraction of the photo's width, count as near it: the silhouette must be seen from
 # both sides.
 MARGIN = 0.03
+
+
+# Random numbers in 0..1 for a batch of rays: so many columns, a row for each ray.
+Rand = Callable[[int], Tensor]
 
 
 class RayBatch(NamedTuple):
@@ -27,46 +33,81 @@ class RayBatch(NamedTuple):
     mask: Float[Tensor, " n"] | None
 
 
+class Pixels:
+    """Some of the pixels of all photos as runs of neighbours: a fraction of the size of a list, in the same order."""
+
+    def __init__(self, runs: list[NDArray[np.int64]], device: torch.device):
+        """`runs`: arrays (k, 2) of each run's first pixel and the one after its last, in order."""
+        starts, ends = np.concatenate(runs).T
+        self.starts = torch.from_numpy(starts.copy()).to(device)
+        self.before = torch.from_numpy(np.concatenate([[0], np.cumsum(ends - starts)])).to(device)
+
+    def __len__(self) -> int:
+        return int(self.before[-1])
+
+    def __getitem__(self, index: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        run = torch.searchsorted(self.before, index, right=True) - 1
+        return self.starts[run] + index - self.before[run]
+
+
 class RayPool:
-    """The training pixels of a scene. With masks, `mask_share` of every batch lies in or near a mask."""
+    """The training pixels of a scene. With masks, `mask_share` of every batch lies in or near a mask.
+
+    Colours stay where the scene has them, in memory or on disk, unless the device is another one.
+    """
 
     def __init__(self, scene: Scene, mask_share: float, device: torch.device):
+        self.device = device
+        self.views = torch.from_numpy(scene.train).to(device)
         self.cameras = scene.cameras.select(scene.train).to(device)
         self.width, self.height = scene.view_size
-        self.images = torch.from_numpy(scene.images[scene.train]).reshape(-1, 3).to(device)
-        self.masks = None if scene.masks is None else torch.from_numpy(scene.masks[scene.train]).reshape(-1).to(device)
-        self.pools = [(1.0, torch.arange(len(self.images), dtype=torch.int32, device=device))]
+        self.images = self._held(scene.images, 3)
+        self.masks = None if scene.masks is None else self._held(scene.masks, 1)[:, 0]
+        self.pools = [(1.0, Pixels([np.array([[0, len(scene.train) * self.width * self.height]])], device))]
         if scene.masks is not None:
-            near = (
-                torch.from_numpy(np.stack([_dilate(mask) for mask in scene.masks[scene.train]])).reshape(-1).to(device)
-            )
-            hit = self._hits_sphere()
-            inside, outside = ((part & hit).nonzero()[:, 0].int() for part in (near, ~near))
+            inside, outside = self._near_masks(scene.masks[view] for view in scene.train)
             if not len(inside):
                 raise UserError("mask: no mask has the object inside the unit sphere; check the masks and scale_mat_0")
             self.pools = [(mask_share, inside), (1 - mask_share, outside)] if len(outside) else [(1.0, inside)]
 
     def draw(self, count: int, generator: torch.Generator) -> RayBatch:
-        """A batch of `count` pixels, with replacement."""
-        device, parts, left = self.images.device, [], count
-        for index, (share, pool) in enumerate(self.pools):
-            n = left if index + 1 == len(self.pools) else round(count * share)
-            parts.append(pool[torch.randint(len(pool), (n,), generator=generator, device=device)])
+        """This rank's rays of a batch of `count` pixels, drawn with replacement."""
+        parts, left = [], count
+        for index, (part, pool) in enumerate(self.pools):
+            n = left if index + 1 == len(self.pools) else round(count * part)
+            parts.append(pool[torch.randint(len(pool), (n,), generator=generator, device=self.device)])
             left -= n
-        pixel = torch.cat(parts).long()
-        origins, directions = self._rays(pixel)
-        mask = None if self.masks is None else self.masks[pixel].float() / 255
-        return RayBatch(origins, directions, self.images[pixel].float() / 255, mask)
-
-    def _rays(self, pixel: Tensor) -> tuple[Tensor, Tensor]:
+        pixel = share(torch.cat(parts))
         area = self.width * self.height
-        within = pixel % area
-        xy = torch.stack([within % self.width, within // self.width], dim=1).float()
-        return self.cameras.rays(pixel // area, xy)
+        origins, directions = self._rays(pixel // area, pixel % area)
+        row = (self.views[pixel // area] * area + pixel % area).to(self.images.device)
+        color, mask = self.images[row].to(self.device), None if self.masks is None else self.masks[row].to(self.device)
+        return RayBatch(origins, directions, color.float() / 255, None if mask is None else mask.float() / 255)
 
-    def _hits_sphere(self) -> Tensor:
-        every = torch.arange(len(self.images), device=self.images.device)
-        return torch.cat([ray_sphere(*self._rays(part))[2] for part in every.split(1 << 18)])
+    def _held(self, pictures: NDArray[np.uint8], channels: int) -> Tensor:
+        """All pixels, flat (n, channels), without a copy where the device is the CPU."""
+        flat = torch.from_numpy(pictures).reshape(-1, channels)
+        return flat if isinstance(pictures, np.memmap) else flat.to(self.device)
+
+    def _rays(self, view: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
+        xy = torch.stack([within % self.width, within // self.width], dim=1).float()
+        return self.cameras.rays(view, xy)
+
+    def _near_masks(self, masks: Iterable[NDArray[np.uint8]]) -> tuple[Pixels, Pixels]:
+        """The pixels in or near the masks and the others, of those whose rays meet the unit sphere."""
+        area, inside, outside = self.width * self.height, [], []
+        within = torch.arange(area, device=self.device)
+        for view, mask in enumerate(masks):
+            near = _dilate(mask).reshape(-1)
+            hit = ray_sphere(*self._rays(torch.full_like(within, view), within))[2].cpu().numpy()
+            inside.append(_runs(near & hit) + view * area)
+            outside.append(_runs(~near & hit) + view * area)
+        return Pixels(inside, self.device), Pixels(outside, self.device)
+
+
+def _runs(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """First and behind-last indices (k, 2) of the runs of True."""
+    return np.flatnonzero(np.diff(chosen.view(np.int8), prepend=0, append=0)).reshape(-1, 2)
 
 
 def _dilate(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -65,21 +65,20 @@ def propose(
     bounds: tuple[Float[Tensor, " r"], Float[Tensor, " r"]],
     counts: tuple[int, int, int],
     inverse_width: float,
-    generator: torch.Generator | None = None,
+    jitter: Float[Tensor, "r j"] | None = None,
 ) -> Float[Tensor, "r s"]:
     """Sorted distances along rays where to ask the network.
 
     `counts` are the steps of the scan through the volume, the samples drawn from the NeuS weights of that scan
-    (stratified), and the samples spread evenly between the bounds. Without a generator nothing is jittered.
+    (stratified), and the samples spread evenly between the bounds. Of the importance + 2 columns of `jitter`, in 0..1,
+    the first one shifts the scan, the last one the evenly spread samples, the others move each sample within its share
+    of the weight; without it all are in the middle.
     """
     scan, importance, uniform = counts
-    shape, device = (origins.shape[0], importance + 2), origins.device
-    if generator is None:
-        jitter = torch.full(shape, 0.5, device=device)
-    else:
-        jitter = torch.rand(shape, device=device, generator=generator)
+    if jitter is None:
+        jitter = torch.full((origins.shape[0], importance + 2), 0.5, device=origins.device)
     rays = torch.cat([origins, directions, torch.stack(bounds, dim=1)], dim=1)
-    if device.type == "cpu" and volume.values.dtype == rays.dtype == torch.float32:
+    if rays.device.type == "cpu" and volume.values.dtype == rays.dtype == torch.float32:
         t = torch.empty(len(rays), importance + uniform)
         propose_cpu.propose(*(a.numpy() for a in (volume.values, rays, jitter)), scan, inverse_width, t.numpy())
         return t
@@ -93,8 +92,7 @@ def propose_reference(
     counts: tuple[int, int, int],
     inverse_width: float,
 ) -> Float[Tensor, "r s"]:
-    """`propose` in torch. A ray is origin, direction, near and far; of jitter, in 0..1, the first column shifts the
-    scan, the last one the evenly spread samples, the others move each sample within its share of the weight."""
+    """`propose` in torch. A ray is origin, direction, near and far."""
     scan, importance, uniform = counts
     origins, directions, near, far = rays.split([3, 3, 1, 1], dim=1)
     span, device = far - near, rays.device

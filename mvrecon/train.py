@@ -19,6 +19,7 @@ from mvrecon.trainer import Trainer
 from shared.config import to_yaml
 from shared.loop import fit, restore, use_threads, with_length
 from shared.mesh import save_mesh
+from shared.ranks import is_first
 from shared.run_folder import check_run, open_run
 from shared.runtime import Budget, choose_device
 
@@ -58,9 +59,16 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
         run.image("view", step, picture(render_view(trainer.model, trainer.volume, cameras, 0)))
 
     finished = fit(
-        trainer, run, budget, KIND, config.train.save_seconds, extra, preview=preview, previews=config.train.previews
+        trainer,
+        run,
+        budget,
+        KIND,
+        config.train.save_seconds,
+        extra,
+        preview if is_first() else None,
+        config.train.previews,
     )
-    if finished:
+    if finished and is_first():
         trainer.refresh_volume(1.0)
         preview(budget.steps)
         print(f"meshing at {MESH_RESOLUTION}^3 cells")

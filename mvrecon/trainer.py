@@ -12,6 +12,7 @@ from mvrecon.rays import RayPool
 from mvrecon.sampling import SdfVolume
 from mvrecon.scene import Scene
 from shared.optim import Optimisers
+from shared.ranks import share
 
 # The whole volume is asked again this many refreshes apart: the field also changes far from its surface, but slowly.
 FULL_REFRESH = 16
@@ -37,11 +38,16 @@ class Trainer:
         """Draw rays, render, and move every parameter once. Returns the loss terms, detached, still on the device."""
         self._refresh(progress)
         batch = self.pool.draw(self.config.train.rays, self.generator)
-        rendering = self.model.render(self.volume, batch.origins, batch.directions, progress, self.generator)
-        loss, terms = total_loss(self.config.loss, self.model.field, batch, rendering, progress, self.generator)
+        rendering = self.model.render(self.volume, batch.origins, batch.directions, progress, self.rand)
+        loss, terms = total_loss(self.config.loss, self.model.field, batch, rendering, progress, self.rand)
         self.optimisers.step(loss, progress)
         self.steps += 1
         return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def rand(self, columns: int) -> Tensor:
+        """Random numbers (r, columns) in 0..1 for this rank's rays of a batch."""
+        every = torch.rand(self.config.train.rays, columns, generator=self.generator, device=self.device)
+        return share(every)
 
     def refresh_volume(self, progress: float, band: float | None = None) -> None:
         """Bring the cached distances up to date, everywhere or within `band` of the surface."""

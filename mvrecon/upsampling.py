@@ -17,12 +17,12 @@ def upsample(
     directions: Float[Tensor, "r 3"],
     bounds: tuple[Float[Tensor, " r"], Float[Tensor, " r"]],
     counts: tuple[int, int],
-    generator: torch.Generator | None = None,
+    shift: Float[Tensor, "r 1"] | float = 0.5,
 ) -> Float[Tensor, "r s"]:
     """NeuS's own sampling, every distance asked of the network: sorted distances along the rays.
 
-    `counts` are the samples spread evenly, shifted together on each ray, and those then drawn in four rounds from
-    weights twice as sharp each time (NeuS, section 3.3 and supp. D.1).
+    `counts` are the samples spread evenly, shifted together on each ray by `shift` in 0..1, and those then drawn in
+    four rounds from weights twice as sharp each time (NeuS, section 3.3 and supp. D.1).
     """
     scan, importance = counts
     device, (near, far) = origins.device, (b[:, None] for b in bounds)
@@ -30,7 +30,6 @@ def upsample(
     def ask(t: Tensor) -> Tensor:
         return sdf((origins[:, None] + t[..., None] * directions[:, None]).reshape(-1, 3)).reshape(t.shape)
 
-    shift = 0.5 if generator is None else torch.rand(len(origins), 1, device=device, generator=generator)
     t = near + (far - near) * (torch.arange(scan, device=device) + shift) / scan
     known = ask(t)
     for turn in range(ROUNDS):

@@ -1,7 +1,6 @@
 """The command line of `pointrecon`: fit, mesh, eval."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from shared.command_line import Parser, add_config_arguments
@@ -46,6 +45,8 @@ def run_fit(args: argparse.Namespace) -> int:
     """`pointrecon fit`: exit code 0, or 130 when it was interrupted (and saved)."""
     from pointrecon.config import Config
     from pointrecon.fit import fit
+    from shared.ranks import joined
+    from shared.runtime import choose_device
 
     # A run goes on with what it was made with; flags may still change that, a preset may not.
     own = args.out / "config.yaml"
@@ -56,7 +57,8 @@ def run_fit(args: argparse.Namespace) -> int:
     config = read_config(Config, file, overrides)
     if not config.cloud:
         raise UserError("CLOUD: missing; give the file of the point cloud")
-    return 0 if fit(config, args.out, args.resume) else 130
+    with joined(choose_device(config.device)):
+        return 0 if fit(config, args.out, args.resume) else 130
 
 
 def run_mesh(args: argparse.Namespace) -> None:
@@ -89,7 +91,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit code."""
     args = build_parser().parse_args(arguments)
     return main_guard(lambda: COMMANDS[args.command](args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

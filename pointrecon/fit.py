@@ -23,6 +23,7 @@ from shared.loop import restore, use_threads, with_length
 from shared.mesh import Mesh, keep_components, save_mesh
 from shared.meshing import extract_mesh
 from shared.pointcloud import read_cloud
+from shared.ranks import is_first
 from shared.run_folder import check_run, open_run
 from shared.runtime import Budget, choose_device
 
@@ -54,7 +55,7 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     backend = getattr(trainer.field, "backend", "autograd")
     print(f"{out}: {config.field.backbone} field, {backend} backend, {device}, {torch.get_num_threads()} threads")
     finished = run_loop(trainer, run, budget, KIND, config.train.save_seconds, extra)
-    if finished:
+    if finished and is_first():
         print(f"meshing at {config.train.resolution}^3 cells")
         mesh = field_mesh(trainer.field, to_world, config.train.resolution, device)
         save_mesh(mesh, out / "mesh.ply")

@@ -14,6 +14,7 @@ from shared.field import Geometry, build_field
 from shared.levelset import alignment_loss
 from shared.optim import Optimisers
 from shared.pull import pull
+from shared.ranks import mean, share
 
 
 def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squared: bool) -> Float[Tensor, " n"]:
@@ -40,18 +41,18 @@ class Trainer:
         queries, loss = self.config.queries, self.config.loss
         if self.steps and self.steps % queries.refresh == 0:
             self.queries.refresh(queries.renewed)
-        x, targets, in_space = (t.to(self.device) for t in self.queries.batch(queries.batch))
+        x, targets, in_space = (share(t).to(self.device) for t in self.queries.batch(queries.batch))
         active = self.field.active(progress)
         geometry = self.field.geometry(x, active)
         pulled = pull(x, geometry.sdf, geometry.gradient)
         error = pull_loss(pulled, targets, loss.squared)
-        terms = {"pull": error[~in_space].mean()}
+        terms = {"pull": mean(error[~in_space], (~in_space).sum())}
         total = terms["pull"]
-        if in_space.any():
-            terms["space"] = error[in_space].mean()
+        if queries.space_share > 0:
+            terms["space"] = mean(error[in_space], in_space.sum())
             total = total + loss.space(progress) * terms["space"]
         if loss.alignment(progress) > 0:
-            n = loss.alignment_points
+            n = len(share(range(loss.alignment_points)))
             there = Geometry(geometry.sdf[:n], geometry.gradient[:n], geometry.feature[:n])
             terms["alignment"] = alignment_loss(there, self.field.geometry(pulled[:n], active).gradient)
             total = total + loss.alignment(progress) * terms["alignment"]

@@ -131,8 +131,8 @@ def plain_step(trainer: PhotoTrainer) -> Callable[[], None]:
 
     def run() -> None:
         batch = trainer.pool.draw(config.train.rays, trainer.generator)
-        rendering = model.render(trainer.volume, batch.origins, batch.directions, 0.9, trainer.generator)
-        loss, _ = total_loss(config.loss, model.field, batch, rendering, 0.9, trainer.generator)
+        rendering = model.render(trainer.volume, batch.origins, batch.directions, 0.9, trainer.rand)
+        loss, _ = total_loss(config.loss, model.field, batch, rendering, 0.9, trainer.rand)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -107,7 +107,7 @@ class FusedGeometry(torch.autograd.Function):
         d_w2 = d_out.t() @ h
         d_w2[0] += d_a.sum(dim=0)
         inner = slopes[:, 3:].contiguous()
-        d_table = cpu.table_gradient(table, x, ctx.grid, d_inputs[:, 3:], inner, d_gradient)
+        d_table = cpu.table_gradient_outer(x, table, ctx.grid, d_inputs[:, 3:], inner, d_gradient)
         d_x = _d_x(x, table, ctx.grid, d_inputs, jacobian, inner, d_gradient) if ctx.needs_input_grad[0] else None
         return d_x, d_table, d_w1, d_hidden.sum(dim=0), d_w2, d_out.sum(dim=0), None, None
 

@@ -7,6 +7,7 @@ import torch
 from numba import njit, prange
 from torch import nn
 
+from shared.encoding import choose_backend
 from shared.encoding.cpu import FAST
 
 
@@ -40,6 +41,11 @@ class TableAdam(torch.optim.Optimizer):
                     arrays = (table.detach(), table.grad, state["mean"], state["square"])
                     flat = [a.view(-1).numpy() for a in arrays]
                     _adam_kernel(*flat, group["lr"], *group["betas"], group["eps"], *corrections)
+                elif table.device.type == "cuda" and choose_backend("auto", table.device) == "triton":
+                    from shared.encoding import gpu
+
+                    numbers = (*group["betas"], group["eps"], *corrections)
+                    gpu.adam((table, table.grad, state["mean"], state["square"]), group["lr"], numbers)
                 else:
                     _adam(table, state, group, corrections)
 

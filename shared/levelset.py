@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from shared import ranks
 from shared.field import Field, Geometry
 from shared.pull import pull
 
@@ -17,7 +18,7 @@ def alignment_loss(at_query: Geometry, at_pulled: Float[Tensor, "n 3"], decay: f
     """
     weight = torch.exp(-decay * at_query.sdf.detach().abs())
     apart = weight * (1 - F.cosine_similarity(at_query.gradient, at_pulled, dim=1))
-    return apart.sum() / max(1, len(apart))
+    return ranks.mean(apart, len(apart))
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shared.checkpoint import latest_checkpoint, save_checkpoint
 from shared.errors import UserError
+from shared.ranks import agree, is_first, total
 from shared.run_folder import Run
 from shared.runtime import Budget, Interrupt, ProgressBar, peak_memory_mb
 
@@ -37,9 +38,16 @@ class Meter:
         self.count = 0
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Count one step's terms, without waiting for the device."""
-        self.sums = {name: self.sums[name] + term if name in self.sums else term for name, term in terms.items()}
+        """Count one step's terms, without waiting for the device. A term that a step has not counts as zero there."""
+        added = {name: self.sums[name] + term if name in self.sums else term for name, term in terms.items()}
+        self.sums = {**self.sums, **added}
         self.count += 1
+
+    def gather(self) -> None:
+        """Add up what the ranks have counted, each its part of every sum."""
+        if self.sums:
+            together = total(torch.stack(list(self.sums.values())))
+            self.sums = dict(zip(self.sums, together.unbind()))
 
     def take(self) -> dict[str, float]:
         """The means since the last call."""
@@ -55,7 +63,9 @@ class Progress:
         self.trainer, self.run, self.budget, self.kind, self.extra = trainer, run, budget, kind, extra
         self.meter, self.saved = Meter(), time.monotonic()
         if "meter" in extra:
-            self.meter.sums, self.meter.count = dict(extra["meter"]["sums"]), extra["meter"]["count"]
+            mine = 1 if is_first() else 0  # the sums are of all ranks, the first one brings them in
+            self.meter.sums = {name: mine * value for name, value in extra["meter"]["sums"].items()}
+            self.meter.count = extra["meter"]["count"]
 
     def check(self) -> None:
         """Raise UserError when the loss is not finite, before anything is written."""
@@ -65,6 +75,7 @@ class Progress:
 
     def report(self, bar: ProgressBar) -> None:
         """Log the means since the last report and show the loss."""
+        self.meter.gather()
         self.check()
         means = self.meter.take()
         self.run.log(self.budget.steps, means, self.budget.seconds)
@@ -73,11 +84,13 @@ class Progress:
     def save(self) -> None:
         """Write a checkpoint."""
         self.check()
+        self.saved = time.monotonic()
+        if not is_first():
+            return
         state = {"trainer": self.trainer.state_dict(), "budget": self.budget.state_dict(), **self.extra}
         state["peak_memory_mb"] = peak_memory_mb(torch.device(self.extra["device"]))
         state["meter"] = {"sums": dict(self.meter.sums), "count": self.meter.count}
         save_checkpoint(self.run.folder, self.kind, self.budget.steps, state)
-        self.saved = time.monotonic()
 
 
 def fit(
@@ -104,8 +117,11 @@ def fit(
     shown = int(budget.progress * previews)
     with Interrupt() as interrupt, ProgressBar(budget) as bar:
         budget.start()
-        while not (budget.done or interrupt.requested):
-            so_far.meter.add(trainer.step(budget.progress))
+        while True:
+            progress, stop = agree(budget.progress, budget.done or interrupt.requested)
+            if stop:
+                break
+            so_far.meter.add(trainer.step(progress))
             budget.step()
             if budget.steps % LOG_EVERY == 0:
                 so_far.report(bar)
@@ -115,12 +131,14 @@ def fit(
                 shown = int(budget.progress * previews)
                 preview(budget.steps)
         budget.stop()
-        if budget.done and so_far.meter.count:
+        finished = bool(agree(budget.done)[0])
+        if finished and so_far.meter.count:
             so_far.report(bar)
+    so_far.meter.gather()
     so_far.save()
-    if interrupt.requested:
+    if not finished:
         print(f"stopped at step {budget.steps}; continue with --resume --out {run.folder}", file=sys.stderr)
-    return not interrupt.requested
+    return finished
 
 
 def restore(trainer: Trainer, run: Run, budget: Budget, kind: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shared.config import key
 from shared.lazy_adam import TableAdam
+from shared.ranks import add_gradients
 
 
 def rate_factor(progress: float, warmup: float, final: float) -> float:
@@ -54,6 +55,7 @@ class Optimisers:
             for group, peak in zip(optimiser.param_groups, peaks):
                 group["lr"] = peak if group.get("steady") else peak * factor
         loss.backward()
+        add_gradients(p for optimiser in self._all for group in optimiser.param_groups for p in group["params"])
         for optimiser in self._all:
             optimiser.step()
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared import ranks
 from shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,11 +123,27 @@ class Run:
             self._writer = None
 
 
+class SilentRun(Run):
+    """The run as the ranks see it that do not write."""
+
+    def write_config(self, config_yaml: str) -> None:
+        """Nothing."""
+
+    def log(self, step: int, scalars: Mapping[str, float], seconds: float) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+
 def open_run(folder: Path, resume: bool) -> Run:
-    """Make the folder of a new run, or open that of an earlier one.
+    """Make the folder of a new run, or open that of an earlier one; of several ranks the first one writes to it.
 
     Raises UserError as `check_run` does, or when the folder cannot be written.
     """
+    ranks.wait()  # all have looked into the folder before one writes to it
+    if not ranks.is_first():
+        return SilentRun(folder)
     check_run(folder, resume)
     make_folder(folder)
     return Run(folder)

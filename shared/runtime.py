@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from shared.errors import UserError
+from shared.ranks import is_first
 
 CPU = torch.device("cpu")
 
@@ -125,6 +126,7 @@ class ProgressBar:
             total=self._total,
             initial=self._spent,
             file=sys.stderr,
+            disable=not is_first(),
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
             bar_format="{percentage:3.0f}% |{bar:24}| {n:.0f}/{total:.0f} "
             + ("steps" if by_steps else "s")

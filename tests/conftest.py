@@ -16,7 +16,7 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-KERNELS = ("mvrecon.propose_cpu", "shared.encoding.cpu", "shared.fused", "shared.lazy_adam")
+KERNELS = ("mvrecon.propose_cpu", "shared.encoding.cpu", "shared.encoding.gpu", "shared.fused", "shared.lazy_adam")
 
 
 class Unchecked(MetaPathFinder):
@@ -28,6 +28,9 @@ class Unchecked(MetaPathFinder):
 
 # Before anything imports numba: the threading layer that every platform has.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+# Before anything imports triton: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # Before anything imports the packages: only modules imported later are checked.
 install_import_hook(["shared", "mvrecon", "pointrecon"], f"{__name__}.checked")
 sys.meta_path.insert(0, Unchecked())

@@ -152,7 +152,7 @@ def test_a_killed_run_ends_on_the_same_curve(cloud: Path, tmp_path: Path) -> Non
     # Each in a process of its own, as users run them: inside this one, what other tests had numba compile for arrays of
     # another layout may serve here too, and sum in another order.
     def start(out: Path, *more: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "pointrecon.commands", "fit", str(cloud), "--out", str(out), *SMALL_FIT]
+        command = [sys.executable, "-m", "pointrecon", "fit", str(cloud), "--out", str(out), *SMALL_FIT]
         length = ["--train.steps", "500", "--train.save_seconds", "0"]
         here = Path(__file__).resolve().parents[1]
         return subprocess.Popen([*command, *length, *more], cwd=here, stdout=subprocess.DEVNULL)

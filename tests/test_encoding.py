@@ -1,5 +1,7 @@
 """The reference against finite differences and a naive hash; the kernels against the reference."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from jaxtyping import TypeCheckError
@@ -9,9 +11,16 @@ from torch.autograd import gradcheck, gradgradcheck
 from shared.encoding import HashGrid, choose_backend, encode, interpolate
 from shared.errors import UserError
 
+# Triton's kernels run in its interpreter where there is no GPU; see conftest.py.
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="no triton for this platform")
+FAST = ["cpu", pytest.param("triton", marks=needs_triton)]
 DENSE = HashGrid(levels=1, base=4, finest=4, log2_entries=8)
 MIXED = HashGrid(levels=4, base=2, finest=40, log2_entries=10)
 TINY = HashGrid(levels=2, base=1, finest=5, log2_entries=3)  # one dense level, one hashed
+
+
+def device_of(backend: str) -> torch.device:
+    return torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
 
 
 def table_of(grid: HashGrid, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -89,34 +98,39 @@ def test_gradients_of_the_reference_to_second_order(output: int):
     assert gradgradcheck(one, (x, table))
 
 
-def both(x: Tensor, grid: HashGrid, active: int | None, with_features: bool = True) -> list[list[Tensor]]:
+def both(
+    x: Tensor, grid: HashGrid, active: int | None, with_features: bool = True, fast: str = "cpu"
+) -> list[list[Tensor]]:
     """Outputs and gradients of one random linear loss, for the reference and the kernels."""
     results = []
-    for backend in ("reference", "cpu"):
-        at, table = x.clone().requires_grad_(), table_of(grid)
+    for backend in ("reference", fast):
+        device = device_of(backend)
+        at, table = x.to(device).clone().requires_grad_(), table_of(grid).detach().to(device).requires_grad_()
         features, jacobian = encode(at, table, grid, active, backend)
         weights = torch.Generator().manual_seed(2)
-        loss = (jacobian * torch.randn(jacobian.shape, generator=weights)).sum()
+        loss = (jacobian * torch.randn(jacobian.shape, generator=weights).to(device)).sum()
         if with_features:
-            loss = loss + (features * torch.randn(features.shape, generator=weights)).sum()
+            loss = loss + (features * torch.randn(features.shape, generator=weights).to(device)).sum()
         grads = torch.autograd.grad(loss, (at, table))
-        results.append([features.detach(), jacobian.detach(), *grads])
+        results.append([t.detach().cpu() for t in (features, jacobian, *grads)])
     return results
 
 
 @pytest.mark.parametrize("grid", [DENSE, MIXED, HashGrid(levels=3, base=30, finest=90, log2_entries=9)])
 @pytest.mark.parametrize("where", ["random", "borders"])
 @pytest.mark.parametrize("active", [None, 1])
-def test_kernels_equal_the_reference(grid: HashGrid, where: str, active: int | None):
+@pytest.mark.parametrize("backend", FAST)
+def test_kernels_equal_the_reference(grid: HashGrid, where: str, active: int | None, backend: str):
     x = points(700) if where == "random" else borders(grid)
-    reference, cpu = both(x, grid, active)
-    for expected, found in zip(reference, cpu):
+    reference, kernels = both(x, grid, active, fast=backend)
+    for expected, found in zip(reference, kernels):
         torch.testing.assert_close(found, expected, atol=2e-4 * max(1.0, float(expected.abs().max())), rtol=0)
-    assert cpu[0].shape == (len(x), 2 * (active or grid.levels))
+    assert kernels[0].shape == (len(x), 2 * (active or grid.levels))
 
 
-def test_a_loss_on_the_jacobian_alone():
-    for expected, found in zip(*both(points(50), MIXED, None, with_features=False)):
+@pytest.mark.parametrize("backend", FAST)
+def test_a_loss_on_the_jacobian_alone(backend: str):
+    for expected, found in zip(*both(points(50), MIXED, None, with_features=False, fast=backend)):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
@@ -171,4 +185,27 @@ def test_wrong_shapes_and_backends_are_refused():
     with pytest.raises(UserError, match="cannot run on cuda"):
         choose_backend("cpu", torch.device("cuda"))
     assert choose_backend("auto", torch.device("cpu")) == "cpu"
+    with pytest.raises(UserError, match="cannot run on cpu"):
+        choose_backend("triton", torch.device("cpu"))
+
+
+@needs_triton
+def test_without_triton_a_gpu_has_the_reference(monkeypatch: pytest.MonkeyPatch):
+    assert choose_backend("auto", torch.device("cuda")) == "triton"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choose_backend("auto", torch.device("cuda")) == "reference"
+    with pytest.raises(UserError, match="pip install triton"):
+        choose_backend("triton", torch.device("cuda"))
+
+
+@needs_triton
+def test_half_tables_are_read_and_trained():
+    device = device_of("triton")
+    table, x = table_of(MIXED).detach().to(device).half().requires_grad_(), points(100).to(device)
+    features, jacobian = encode(x, table, MIXED, backend="triton")
+    exact = encode(x.cpu(), table.detach().cpu().float(), MIXED)
+    torch.testing.assert_close(features.detach().cpu(), exact[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(jacobian.detach().cpu(), exact[1], atol=1e-3, rtol=1e-4)
+    features.sum().backward()
+    weight = float(table.grad.float().sum().detach()) / (100 * MIXED.levels * 2)
+    assert table.grad.dtype == torch.float16 and weight == pytest.approx(1, abs=0.01)

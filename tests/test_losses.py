@@ -55,13 +55,18 @@ def rendered():
     return field, rendering, RayBatch(torch.zeros(2, 3), torch.ones(2, 3), TRUTH, torch.tensor([1.0, 0.0]))
 
 
+def no_chance(columns: int) -> torch.Tensor:
+    raise AssertionError("nothing here is random")
+
+
 def test_the_total_is_the_weighted_sum_of_its_terms(rendered):
     field, rendering, batch = rendered
     config = LossConfig(
-        eikonal=Schedule(0.5), mask=Schedule(2.0), alignment=Schedule(0.2, 0.0, 3.0, 0.6), alignment_points=7
+        eikonal=Schedule(0.5), mask=Schedule(2.0), alignment=Schedule(0.2, 0.0, 3.0, 0.6), alignment_samples=7
     )
-    total, terms = total_loss(config, field, batch, rendering, 0.4, torch.Generator().manual_seed(1))
-    alignment = alignment_term(field, rendering, 7, field.active(0.4), torch.Generator().manual_seed(1))
+    chance = torch.rand(2, 7, generator=torch.Generator().manual_seed(1))
+    total, terms = total_loss(config, field, batch, rendering, 0.4, lambda columns: chance[:, :columns])
+    alignment = alignment_term(field, rendering, chance, field.active(0.4))
     assert torch.equal(terms["alignment"], alignment) and float(alignment.detach()) > 0
     expected = terms["color"] + 0.5 * terms["eikonal"] + 2.0 * terms["mask"] + 1.5 * alignment
     torch.testing.assert_close(total, expected)
@@ -70,14 +75,14 @@ def test_the_total_is_the_weighted_sum_of_its_terms(rendered):
 
 def test_terms_of_weight_zero_or_without_masks_are_left_out(rendered):
     field, rendering, batch = rendered
-    without, generator = batch._replace(mask=None), torch.Generator()
-    total, terms = total_loss(LossConfig(), field, without, rendering, 0.6, generator)
+    without = batch._replace(mask=None)
+    total, terms = total_loss(LossConfig(), field, without, rendering, 0.6, no_chance)
     assert set(terms) == {"color", "eikonal", "opacity"}
     torch.testing.assert_close(total, terms["color"] + 0.1 * terms["eikonal"] + 0.025 * terms["opacity"])
     assert float(terms["opacity"].detach()) == pytest.approx(0.2)
-    _, terms = total_loss(LossConfig(), field, without, rendering, 0.8, generator)
+    _, terms = total_loss(LossConfig(), field, without, rendering, 0.8, no_chance)
     assert set(terms) == {"color", "eikonal"}
-    _, terms = total_loss(LossConfig(mask=Schedule(0.0)), field, batch, rendering, 0.5, generator)
+    _, terms = total_loss(LossConfig(mask=Schedule(0.0)), field, batch, rendering, 0.5, no_chance)
     assert set(terms) == {"color", "eikonal"}
 
 

@@ -1,6 +1,7 @@
 """The lazy Adam against torch's own, and what laziness adds."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -44,6 +45,27 @@ def test_untouched_entries_keep_value_and_moments(dtype: torch.dtype):
     for name, old in zip(("mean", "square"), moments):
         assert torch.equal(adam.state[table][name][others], old[others])
         assert (adam.state[table][name][7] != old[7]).all()
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="no triton for this platform")
+def test_the_kernel_for_gpus_makes_the_same_step():
+    from shared.encoding import gpu
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    theirs, _ = tables(torch.float32, rows=1500)
+    adam = TableAdam([theirs], lr=0.02)
+    ours = [t.detach().clone().to(device) for t in (theirs, *(torch.zeros_like(theirs) for _ in range(3)))]
+    for step in range(1, 4):
+        gradient = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(step))
+        gradient[step::3] = 0
+        theirs.grad += gradient
+        ours[1].copy_(gradient)
+        adam.step()
+        gpu.adam(tuple(ours), 0.02, (0.9, 0.99, 1e-15, 1 / (1 - 0.9**step), 1 / (1 - 0.99**step)))
+        assert not ours[1].any()
+    state = adam.state[theirs]
+    for mine, known in zip((ours[0], *ours[2:]), (theirs.detach(), state["mean"], state["square"])):
+        torch.testing.assert_close(mine.cpu(), known, atol=1e-6, rtol=1e-5)
 
 
 def test_the_gradient_buffer_is_there_from_the_start_and_stays():

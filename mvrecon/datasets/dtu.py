@@ -23,10 +23,17 @@ LAYOUT = "expected image/, cameras_sphere.npz and, for masks, mask/ as in the DT
 REMAKE = "write cameras_sphere.npz again with a world_mat_i per photo and scale_mat_0"
 
 
-def load_dtu(root: str | Path, downscale: int = 1, holdout: Sequence[int] = (), masks: bool = True) -> Scene:
+def load_dtu(
+    root: str | Path,
+    downscale: int = 1,
+    holdout: Sequence[int] = (),
+    masks: bool = True,
+    cache: Path | None = None,
+) -> Scene:
     """Read a scene in the DTU layout. `holdout`: indices into the sorted photos that are kept for testing.
 
-    Photos are divided by `downscale` in size. Where the scale matrices differ, `scale_mat_0` is the frame of all.
+    Photos are divided by `downscale` in size, and kept in memory or in a file in the folder `cache`.
+    Where the scale matrices differ, `scale_mat_0` is the frame of all.
     Raises UserError for anything missing, broken or inconsistent in the folder.
     """
     root = Path(root)
@@ -40,8 +47,8 @@ def load_dtu(root: str | Path, downscale: int = 1, holdout: Sequence[int] = (), 
     size = reduced_size(full_size, downscale, root)
     cameras, to_world = _read_cameras(root / "cameras_sphere.npz", photos, full_size)
     return Scene(
-        masks=_read_masks(root / "mask", len(photos), full_size, size) if masks else None,
-        images=read_photos(photos, size),
+        masks=_read_masks(root / "mask", len(photos), full_size, size, cache) if masks else None,
+        images=read_photos(photos, size, cache),
         cameras=cameras.with_size(*size),
         to_world=to_world,
         names=tuple(path.stem for path in photos),
@@ -50,7 +57,9 @@ def load_dtu(root: str | Path, downscale: int = 1, holdout: Sequence[int] = (), 
     )
 
 
-def _read_masks(folder: Path, count: int, full_size: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read_masks(
+    folder: Path, count: int, full_size: tuple[int, int], size: tuple[int, int], cache: Path | None
+) -> NDArray[np.uint8]:
     paths = list_photos(folder, "add one mask per photo or switch the masks off")
     if len(paths) != count:
         raise UserError(f"{folder}: {len(paths)} masks for {count} photos; give each photo one, in the same order")
@@ -60,7 +69,7 @@ def _read_masks(folder: Path, count: int, full_size: tuple[int, int], size: tupl
             f"{folder}: masks of {mask_size[0]}x{mask_size[1]} pixels for photos of {full_size[0]}x{full_size[1]}; "
             "bring them to the photos' size"
         )
-    return read_masks(paths, size)
+    return read_masks(paths, size, cache)
 
 
 def _read_cameras(path: Path, photos: list[Path], size: tuple[int, int]) -> tuple[Cameras, Similarity]:

@@ -1,5 +1,8 @@
 """Photos and masks from disk: decoded once, several at a time, downscaled by area averaging, broken files refused."""
 
+import math
+import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import UserError
+from shared.run_folder import make_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 DECODERS = 4  # threads; decoding and resizing release the interpreter lock
@@ -56,23 +60,40 @@ def reduced_size(size: tuple[int, int], downscale: int, where: Path) -> tuple[in
     return width, height
 
 
-def read_photos(paths: list[Path], size: tuple[int, int]) -> UInt8[np.ndarray, "v h w 3"]:
-    """RGB photos resampled to `size` (width, height). UserError for a file that is truncated or no image."""
-    photos = np.empty((len(paths), size[1], size[0], 3), dtype=np.uint8)
+def read_photos(paths: list[Path], size: tuple[int, int], cache: Path | None = None) -> UInt8[np.ndarray, "v h w 3"]:
+    """RGB photos resampled to `size` (width, height), in memory or mapped from a file in the folder `cache`.
+
+    UserError for a file that is truncated or no image.
+    """
+    photos = _room((len(paths), size[1], size[0], 3), cache)
     _fill(photos, paths, "RGB")
     return photos
 
 
-def read_masks(paths: list[Path], size: tuple[int, int]) -> UInt8[np.ndarray, "v h w"]:
+def read_masks(paths: list[Path], size: tuple[int, int], cache: Path | None = None) -> UInt8[np.ndarray, "v h w"]:
     """Masks of any channel count resampled to `size`: 255 on the object, 0 off it, fractions where pixels mix.
 
     Masks stored as 0 and 1 are recognised. UserError as for photos, and if no mask marks any object.
     """
-    masks = np.empty((len(paths), size[1], size[0]), dtype=np.uint8)
+    masks = _room((len(paths), size[1], size[0]), cache)
     _fill(masks, paths, "L")
     if not masks.any():
         raise UserError(f"{paths[0].parent}: all masks are black; make the object white or switch the masks off")
     return masks
+
+
+def _room(shape: tuple[int, ...], cache: Path | None) -> NDArray[np.uint8]:
+    """An array to fill. In a folder it is a file without a name, which the system removes with the process."""
+    if cache is None:
+        return np.empty(shape, dtype=np.uint8)
+    make_folder(cache)
+    # Looked at now: a disk found full in the middle of a write to mapped memory would kill the process.
+    needed, free = math.prod(shape), shutil.disk_usage(cache).free
+    if needed > free:
+        raise UserError(f"{cache}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; choose another --data.cache")
+    with tempfile.TemporaryFile(dir=cache) as file:
+        file.truncate(needed)
+        return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
 
 
 def _fill(target: NDArray[np.uint8], paths: list[Path], mode: str) -> None:

@@ -4,6 +4,9 @@ The Jacobian is an output, so that normals are analytic and a loss on normals tr
 covers both outputs with respect to both inputs, with the Hessian that level set alignment needs (Ma et al. 2023).
 """
 
+import importlib.util
+from types import ModuleType
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,15 +17,18 @@ from shared.errors import UserError
 
 __all__ = ["BACKENDS", "HashGrid", "choose_backend", "encode", "interpolate"]
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "triton", "reference")
 
 
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend to use: `auto` takes the fastest one for the device, a name is taken at its word or refused."""
-    if name == "cpu" and device.type != "cpu":
-        raise UserError(f"field.backend cpu: cannot run on {device.type}; use auto or reference")
+    needed, has_triton = {"cpu": "cpu", "triton": "cuda"}, importlib.util.find_spec("triton") is not None
+    if needed.get(name, device.type) != device.type:
+        raise UserError(f"field.backend {name}: cannot run on {device.type}; use auto or reference")
+    if name == "triton" and not has_triton:
+        raise UserError("field.backend triton: cannot be imported; `pip install triton`, or use auto or reference")
     if name == "auto":
-        return "cpu" if device.type == "cpu" else "reference"
+        return "cpu" if device.type == "cpu" else "triton" if has_triton else "reference"
     return name
 
 
@@ -41,7 +47,7 @@ def encode(
     active = grid.levels if active is None else active
     if backend == "reference":
         return reference.encode(x, table, grid, active)
-    features, jacobian = _Encode.apply(x, table, grid, active, True)
+    features, jacobian = _Encode.apply(x, table, grid, active, True, backend)
     return features, jacobian
 
 
@@ -56,20 +62,26 @@ def interpolate(
     active = grid.levels if active is None else active
     if backend == "reference":
         return reference.encode(x.detach(), table, grid, active)[0]
-    return _Encode.apply(x.detach(), table, grid, active, False)[0]
+    return _Encode.apply(x.detach(), table, grid, active, False, backend)[0]
+
+
+def _kernels(backend: str) -> ModuleType:
+    """The module of `encode`, `table_gradient` and `x_gradient` for a backend."""
+    if backend == "triton":
+        from shared.encoding import gpu
+
+        return gpu
+    return cpu
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, table, grid, active, with_jacobian):
+    def forward(ctx, x, table, grid, active, with_jacobian, backend):
         """Features (n, c) and, where wanted, their Jacobian (n, 3, c) at x (n, 3)."""
-        n, channels = x.shape[0], active * grid.features
-        features = torch.empty(n, channels)
-        jacobian = torch.empty(n if with_jacobian else 0, 3, channels)
         x = x.contiguous()
-        cpu.forward(x.detach().numpy(), table.detach().numpy(), cpu.layout(grid), features.numpy(), jacobian.numpy())
+        features, jacobian = _kernels(backend).encode(x.detach(), table.detach(), grid, active, with_jacobian)
         ctx.save_for_backward(x, table, jacobian)
-        ctx.grid = grid
+        ctx.grid, ctx.backend = grid, backend
         ctx.set_materialize_grads(False)
         return features, jacobian
 
@@ -78,17 +90,14 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, grad_features, grad_jacobian):
         """Gradients of x and the table for those of features and Jacobian."""
         x, table, jacobian = ctx.saved_tensors
-        levels = cpu.layout(ctx.grid)
+        kernels = _kernels(ctx.backend)
         if grad_features is None:
-            grad_features = torch.zeros(x.shape[0], jacobian.shape[2])
+            grad_features = torch.zeros(x.shape[0], jacobian.shape[2], device=x.device)
         grad_table = grad_x = None
         if ctx.needs_input_grad[1]:
-            slopes = torch.empty(0, 3, 0) if grad_jacobian is None else grad_jacobian
-            grad_table = cpu.table_gradient(table, x, ctx.grid, grad_features, None, slopes)
+            grad_table = kernels.table_gradient(x, table, ctx.grid, grad_features, grad_jacobian)
         if ctx.needs_input_grad[0]:
             grad_x = torch.einsum("nac,nc->na", jacobian, grad_features)
             if grad_jacobian is not None:
-                cpu.backward_x(
-                    x.numpy(), table.detach().numpy(), levels, grad_jacobian.contiguous().numpy(), grad_x.numpy()
-                )
-        return grad_x, grad_table, None, None, None
+                grad_x = grad_x + kernels.x_gradient(x, table.detach(), ctx.grid, grad_jacobian)
+        return grad_x, grad_table, None, None, None, None

@@ -219,23 +219,49 @@ def backward_table_outer(x, levels, grad_features, inner, direction, grad_table,
                     _scatter(grad_table, rows, k, grad_features[n, c], g, w, u)
 
 
+def encode(x: Tensor, table: Tensor, grid: HashGrid, active: int, with_jacobian: bool) -> tuple[Tensor, Tensor]:
+    """Features (n, c) at x (n, 3) and, where wanted, their Jacobian (n, 3, c); else that is empty."""
+    n, channels = x.shape[0], active * grid.features
+    features, jacobian = torch.empty(n, channels), torch.empty(n if with_jacobian else 0, 3, channels)
+    forward(x.numpy(), table.numpy(), layout(grid), features.numpy(), jacobian.numpy())
+    return features, jacobian
+
+
 def table_gradient(
-    table: Tensor, x: Tensor, grid: HashGrid, d_features: Tensor, inner: Tensor | None, direction: Tensor
+    x: Tensor, table: Tensor, grid: HashGrid, d_features: Tensor, d_jacobian: Tensor | None
 ) -> Tensor | None:
-    """The table's gradient for d_features (n, c) and a Jacobian's gradient: `direction` (n, 3, c), or with `inner`
-    (n, c) the outer product of `direction` (n, 3) and that.
+    """The table's gradient for those of features (n, c) and Jacobian (n, 3, c).
 
     Where the table is a leaf that has a gradient already, it is added there in place and None is returned.
     """
-    in_place = table.is_leaf and table.grad is not None
-    target = table.grad if table.is_leaf and table.grad is not None else torch.zeros_like(table)
-    levels, threads = layout(grid), torch.get_num_threads()
-    arrays = [t.contiguous().numpy() for t in (d_features, direction)]
-    if inner is None:
-        backward_table(x.numpy(), levels, *arrays, target.numpy(), threads)
-    else:
-        backward_table_outer(x.numpy(), levels, arrays[0], inner.numpy(), arrays[1], target.numpy(), threads)
+    slopes = torch.empty(0, 3, 0) if d_jacobian is None else d_jacobian.contiguous()
+    target, in_place = gradient_of(table)
+    arrays = (x.numpy(), layout(grid), d_features.contiguous().numpy(), slopes.numpy())
+    backward_table(*arrays, target.numpy(), torch.get_num_threads())
     return None if in_place else target
+
+
+def table_gradient_outer(
+    x: Tensor, table: Tensor, grid: HashGrid, d_features: Tensor, inner: Tensor, direction: Tensor
+) -> Tensor | None:
+    """`table_gradient` where the Jacobian's is the outer product of `direction` (n, 3) and `inner` (n, c)."""
+    target, in_place = gradient_of(table)
+    arrays = (d_features.contiguous().numpy(), inner.numpy(), direction.contiguous().numpy())
+    backward_table_outer(x.numpy(), layout(grid), *arrays, target.numpy(), torch.get_num_threads())
+    return None if in_place else target
+
+
+def gradient_of(table: Tensor) -> tuple[Tensor, bool]:
+    """Where to add a table's gradient, and whether that is the gradient itself: so it is for a leaf that has one."""
+    in_place = table.is_leaf and table.grad is not None
+    return (table.grad if table.is_leaf and table.grad is not None else torch.zeros_like(table)), in_place
+
+
+def x_gradient(x: Tensor, table: Tensor, grid: HashGrid, d_jacobian: Tensor) -> Tensor:
+    """The Hessian of the features contracted with d_jacobian (n, 3, c): what x gets through the Jacobian (n, 3)."""
+    d_x = torch.zeros(len(x), 3)
+    backward_x(x.numpy(), table.numpy(), layout(grid), d_jacobian.contiguous().numpy(), d_x.numpy())
+    return d_x
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)

@@ -1,0 +1,7 @@
+"""`python -m pointrecon`, for instance under torchrun."""
+
+import sys
+
+from pointrecon.commands import main
+
+sys.exit(main())

@@ -1,0 +1,113 @@
+"""Several processes on one run: `torchrun --nproc-per-node N -m mvrecon train ...`.
+
+Every rank holds the whole model and draws the same random numbers for the whole batch; it computes those rows of the
+batch that are its own. A loss is a sum over own rows divided by the number of all, and gradients are summed over the
+ranks: a run takes the same steps on any number of them, but for the order of sums. Only the first one writes and
+talks.
+
+Not DistributedDataParallel: its hooks want gradients that autograd makes, while the encoding's backward adds to the
+tables' gradients in place, and it averages, which is wrong where ranks have different numbers of rows.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shared.errors import UserError
+
+Rows = TypeVar("Rows", Tensor, range)
+# A rank that is alive answers within this; the first one may be drawing a preview.
+PATIENCE = timedelta(minutes=5)
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Inside, this process is one of those that torchrun started; without torchrun nothing happens.
+
+    Raises UserError when another rank is lost on the way.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(None):
+            yield
+    except dist.DistError as error:
+        raise UserError(_LOST) from error
+    except RuntimeError as error:
+        if "gloo" not in str(error) and "peer" not in str(error):
+            raise
+        raise UserError(_LOST) from error
+    finally:
+        dist.destroy_process_group()
+
+
+_LOST = "another rank of this run was lost; see its error, then continue from the last checkpoint with --resume"
+
+
+def is_first() -> bool:
+    """Whether this process writes and talks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def share(rows: Rows) -> Rows:
+    """This rank's rows of a whole batch: every n-th, so that all ranks have their part of each kind of row."""
+    return rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows
+
+
+def total(numbers: Tensor) -> Tensor:
+    """The sum of each number over the ranks. Not differentiated."""
+    if not dist.is_initialized():
+        return numbers
+    summed = numbers.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def mean(values: Tensor, rows: Tensor | int) -> Tensor:
+    """What the sum of these values adds to their mean over the rows of all ranks, of which `rows` are this rank's."""
+    count = torch.as_tensor(rows, dtype=values.dtype, device=values.device)
+    return values.sum() / total(count).clamp_min(1)
+
+
+def add_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum the parameters' gradients over the ranks, in place."""
+    if not dist.is_initialized():
+        return
+    gradients = []
+    for parameter in parameters:
+        # What no row of this rank used, a row of another may have.
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients.append(parameter.grad)
+    together = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(together)
+    for gradient, summed in zip(gradients, together.split([g.numel() for g in gradients])):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def agree(*numbers: float) -> tuple[float, ...]:
+    """The first rank's numbers: what depends on its clock is the same everywhere."""
+    if not dist.is_initialized():
+        return numbers
+    told = torch.tensor(numbers, dtype=torch.float64, device=_device())
+    dist.broadcast(told, 0)
+    return tuple(told.tolist())
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
