@@ -29,6 +29,12 @@ class PullConfig:
     """Weights; each may be a number or [p0, v0, v1, p1] over the progress of the run."""
 
     squared: bool = key(False, "squared distances, as the paper prints; plain distances fit finer detail")
+    plane: float = key(
+        0.3,
+        "fraction of the run after which the error near the cloud counts along normals only; 1: never",
+        minimum=0.0,
+        maximum=1.0,
+    )
     space: Schedule = key(Schedule(0.3), "pull of the queries from all of space", minimum=0.0)
     alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
     alignment_points: int = key(2048, "queries a step for the alignment", minimum=1)

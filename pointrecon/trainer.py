@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +22,16 @@ def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squar
     """Distance, or its square (Neural-Pull, eq. 2), between pulled queries and their nearest cloud points."""
     error = (pulled - targets).square().sum(dim=1)
     return error if squared else (error + 1e-12).sqrt()
+
+
+def plane_loss(queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """How far the targets lie from the planes through the pulled queries, across the gradients as they are.
+
+    A cloud's points are not where the queries' perpendiculars meet the surface, but up to half a spacing beside. The
+    pull takes that for an error of the direction, noise as large as the distances themselves; here it does not count.
+    """
+    normal = F.normalize(geometry.gradient.detach(), dim=1)
+    return (((queries - targets) * normal).sum(dim=1) - geometry.sdf).abs()
 
 
 class Trainer:
@@ -46,6 +57,8 @@ class Trainer:
         geometry = self.field.geometry(x, active)
         pulled = pull(x, geometry.sdf, geometry.gradient)
         error = pull_loss(pulled, targets, loss.squared)
+        if progress >= loss.plane:
+            error = torch.where(in_space, error, plane_loss(x, geometry, targets))
         terms = {"pull": mean(error[~in_space], (~in_space).sum())}
         total = terms["pull"]
         if queries.space_share > 0:

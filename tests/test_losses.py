@@ -10,9 +10,9 @@ from mvrecon.config import LossConfig
 from mvrecon.losses import alignment_term, color_loss, eikonal_loss, mask_loss, total_loss
 from mvrecon.model import Rendering
 from mvrecon.rays import RayBatch
-from pointrecon.trainer import pull_loss
+from pointrecon.trainer import plane_loss, pull_loss
 from shared.config import Schedule
-from shared.field import FieldConfig, build_field
+from shared.field import FieldConfig, Geometry, build_field
 
 COLOR = torch.tensor([[0.5, 0.5, 0.5], [0.0, 0.2, 1.0]])
 TRUTH = torch.tensor([[0.5, 0.3, 0.5], [1.0, 0.2, 0.6]])
@@ -89,3 +89,14 @@ def test_terms_of_weight_zero_or_without_masks_are_left_out(rendered):
 def test_wrong_shapes_are_refused():
     with pytest.raises(TypeCheckError):
         color_loss(COLOR, TRUTH[:1], None)
+
+
+def test_a_target_beside_the_perpendicular_costs_nothing_on_a_plane():
+    queries = torch.tensor([[0.3, 0.2, 0.05], [-0.1, 0.4, -0.02], [0.0, 0.0, 0.1]])
+    targets = torch.tensor([[0.34, 0.2, 0.0], [-0.1, 0.37, 0.0], [0.0, 0.0, 0.0]])
+    gradient = torch.tensor([[0.0, 0.0, 2.0]]).expand(3, 3).clone().requires_grad_()  # of any length
+    sdf = torch.tensor([0.05, -0.02, 0.07], requires_grad=True)
+    error = plane_loss(queries, Geometry(sdf, gradient, torch.empty(3, 0)), targets)
+    torch.testing.assert_close(error, torch.tensor([0.0, 0.0, 0.03]))
+    error.sum().backward()
+    assert gradient.grad is None and sdf.grad is not None and float(sdf.grad[2]) == -1.0
