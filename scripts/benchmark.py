@@ -40,7 +40,7 @@ from pointrecon.fit import adapt as adapt_to_cloud
 from pointrecon.fit import field_mesh
 from pointrecon.trainer import Trainer as CloudTrainer
 from scripts.demo_object import demo_object
-from scripts.growth import growth, large_cloud, step_seconds
+from scripts.growth import growth, large_cloud, plot_growth, step_seconds
 from scripts.make_scene import make_tiny_scene
 from scripts.timing import Figures, Phases, encode_bytes, floor_ms, machine, median_seconds, peak_memory
 from shared.encoding import HashGrid, encode
@@ -290,24 +290,6 @@ def show(figures: Figures, indent: str = "") -> None:
                 print(f"{indent}{row['what']:34s} {cells}   exponent {row['exponent']:.2f}")
         else:
             print(f"{indent}{name:{34 - len(indent)}s} {f'{value:.4g}' if isinstance(value, float) else value}")
-
-
-def plot_growth(rows: list[Figures], path: Path) -> None:
-    """One small plot a row: cost against size, both logarithmic, beside a line of linear growth."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
-    for axis, row in zip(axes.flat, rows):
-        sizes, ms = np.array(row["sizes"]), np.array(row["ms"])
-        axis.loglog(sizes, ms, "o-", label=f"measured, exponent {row['exponent']:.2f}")
-        axis.loglog(sizes, ms[0] * sizes / sizes[0], ":", color="grey", label="linear")
-        axis.set(title=row["what"], ylabel="ms")
-        axis.legend(frameon=False)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=100)
 
 
 PARTS = {

@@ -27,6 +27,7 @@ from scripts.timing import Figures, exponent, median_seconds
 from shared.geometry import fit_box
 from shared.meshing import extract_mesh
 from shared.metrics import sample_surface
+from shared.run_folder import atomic_write
 
 CPU = torch.device("cpu")
 
@@ -113,3 +114,21 @@ def large_cloud(points: int) -> Figures:
             raise SystemExit(f"{' '.join(line)}: failed")
         steps = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     return {"points": points, "seconds": seconds, "steps": steps, "peak_memory_mb": used.ru_maxrss / 1024}
+
+
+def plot_growth(rows: list[Figures], path: Path) -> None:
+    """One small plot a row: cost against size, both logarithmic, beside a line of linear growth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    for axis, row in zip(axes.flat, rows):
+        sizes, ms = np.array(row["sizes"]), np.array(row["ms"])
+        axis.loglog(sizes, ms, "o-", label=f"measured, exponent {row['exponent']:.2f}")
+        axis.loglog(sizes, ms[0] * sizes / sizes[0], ":", color="grey", label="linear")
+        axis.set(title=row["what"], ylabel="ms")
+        axis.legend(frameon=False)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)
