@@ -50,7 +50,7 @@ def run_train(args: argparse.Namespace) -> int:
     """`mvrecon train`: exit code 0, or 130 when it was interrupted (and saved)."""
     from mvrecon.config import Config
     from mvrecon.train import train
-    from shared.ranks import joined
+    from shared.ranks import process_group
     from shared.runtime import choose_device
 
     # A run goes on with what it was made with; flags may still change that, a preset may not.
@@ -59,7 +59,7 @@ def run_train(args: argparse.Namespace) -> int:
     if args.resume and file is None:
         raise UserError(f"{args.out}: holds no run to resume; give the folder of an earlier run, or drop --resume")
     config = read_config(Config, file, one_budget(args.overrides))
-    with joined(choose_device(config.device)):
+    with process_group(choose_device(config.device)):
         return 0 if train(config, args.out, args.resume) else 130
 
 

@@ -19,7 +19,10 @@ class DataConfig:
     format: str = key("dtu", "layout of that folder", choices=("dtu",))
     downscale: int = key(1, "divide the photos' sides by this", minimum=1)
     holdout: tuple[int, ...] = key((), "indices of photos kept out of training, for evaluation", minimum=0)
-    cache: str = key("", "folder on a fast disk for the decoded photos, if they are larger than the memory")
+    cache: str = key(
+        "",
+        "folder on a fast disk for decoded photos larger than the memory; one copy a process",
+    )
     masks: bool = key(True, "use the object masks; without them a background is learnt")
 
 

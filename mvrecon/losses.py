@@ -20,20 +20,20 @@ def color_loss(
     """L1 over the channels, mean over the rays, those inside the masks where there are masks (NeuS, eq. 15)."""
     error = (color - truth).abs().sum(dim=1)
     if mask is None:
-        return ranks.mean(error, len(error))
+        return ranks.part_of_mean(error, len(error))
     inside = (mask > 0.5).float()
-    return ranks.mean(error * inside, inside.sum())
+    return ranks.part_of_mean(error * inside, inside.sum())
 
 
 def eikonal_loss(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
     """Mean of (|grad f| - 1)^2 (Gropp et al. 2020)."""
-    return ranks.mean((gradient.norm(dim=1) - 1).square(), len(gradient))
+    return ranks.part_of_mean((gradient.norm(dim=1) - 1).square(), len(gradient))
 
 
 def mask_loss(opacity: Float[Tensor, " r"], mask: Float[Tensor, " r"]) -> Float[Tensor, ""]:
     """Binary cross-entropy between the rays' opacity and the masks (NeuS, eq. 17)."""
     error = F.binary_cross_entropy(opacity.clamp(1e-3, 1 - 1e-3), (mask > 0.5).float(), reduction="none")
-    return ranks.mean(error, len(error))
+    return ranks.part_of_mean(error, len(error))
 
 
 def alignment_term(
@@ -69,7 +69,7 @@ def total_loss(
         total = total + config.mask(progress) * terms["mask"]
     if batch.mask is None and config.opacity(progress) > 0:
         # What surface and background explain equally well, such as a plain table, shall be surface.
-        terms["opacity"] = ranks.mean((1 - rendering.opacity) * rendering.hit, rendering.hit.sum())
+        terms["opacity"] = ranks.part_of_mean((1 - rendering.opacity) * rendering.hit, rendering.hit.sum())
         total = total + config.opacity(progress) * terms["opacity"]
     if config.alignment(progress) > 0:
         chance = rand(config.alignment_samples)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mvrecon.scene import Scene
 from shared.errors import UserError
 from shared.geometry import ray_sphere
-from shared.ranks import share
+from shared.ranks import shard
 
 # Pixels this far from a mask, as a fraction of the photo's width, count as near it: the silhouette must be seen from
 # both sides.
@@ -41,9 +41,10 @@ class Pixels:
         starts, ends = np.concatenate(runs).T
         self.starts = torch.from_numpy(starts.copy()).to(device)
         self.before = torch.from_numpy(np.concatenate([[0], np.cumsum(ends - starts)])).to(device)
+        self.count = int((ends - starts).sum())
 
     def __len__(self) -> int:
-        return int(self.before[-1])
+        return self.count
 
     def __getitem__(self, index: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
         run = torch.searchsorted(self.before, index, right=True) - 1
@@ -53,7 +54,7 @@ class Pixels:
 class RayPool:
     """The training pixels of a scene. With masks, `mask_share` of every batch lies in or near a mask.
 
-    Colours stay where the scene has them, in memory or on disk, unless the device is another one.
+    Photos mapped from disk stay there; others move to the device.
     """
 
     def __init__(self, scene: Scene, mask_share: float, device: torch.device):
@@ -77,7 +78,7 @@ class RayPool:
             n = left if index + 1 == len(self.pools) else round(count * part)
             parts.append(pool[torch.randint(len(pool), (n,), generator=generator, device=self.device)])
             left -= n
-        pixel = share(torch.cat(parts))
+        pixel = shard(torch.cat(parts))
         area = self.width * self.height
         origins, directions = self._rays(pixel // area, pixel % area)
         row = (self.views[pixel // area] * area + pixel % area).to(self.images.device)

@@ -37,8 +37,9 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     check_run(out, resume)
     config = replace(config, train=with_length(config.train, MINUTES))
     scene = load(config.data)
-    # The run must find its photos from any folder.
-    config = replace(config, data=replace(config.data, root=str(Path(config.data.root).resolve())))
+    # The run must find its folders from anywhere.
+    cache = str(Path(config.data.cache).resolve()) if config.data.cache else ""
+    config = replace(config, data=replace(config.data, root=str(Path(config.data.root).resolve()), cache=cache))
     config = adapt(config, scene)
     trainer = Trainer(config, scene, device)
     _compile(trainer)

@@ -12,7 +12,7 @@ from mvrecon.rays import RayPool
 from mvrecon.sampling import SdfVolume
 from mvrecon.scene import Scene
 from shared.optim import Optimisers
-from shared.ranks import share
+from shared.ranks import shard
 
 # The whole volume is asked again this many refreshes apart: the field also changes far from its surface, but slowly.
 FULL_REFRESH = 16
@@ -47,7 +47,7 @@ class Trainer:
     def rand(self, columns: int) -> Tensor:
         """Random numbers (r, columns) in 0..1 for this rank's rays of a batch."""
         every = torch.rand(self.config.train.rays, columns, generator=self.generator, device=self.device)
-        return share(every)
+        return shard(every)
 
     def refresh_volume(self, progress: float, band: float | None = None) -> None:
         """Bring the cached distances up to date, everywhere or within `band` of the surface."""

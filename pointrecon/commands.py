@@ -45,7 +45,7 @@ def run_fit(args: argparse.Namespace) -> int:
     """`pointrecon fit`: exit code 0, or 130 when it was interrupted (and saved)."""
     from pointrecon.config import Config
     from pointrecon.fit import fit
-    from shared.ranks import joined
+    from shared.ranks import process_group
     from shared.runtime import choose_device
 
     # A run goes on with what it was made with; flags may still change that, a preset may not.
@@ -57,7 +57,7 @@ def run_fit(args: argparse.Namespace) -> int:
     config = read_config(Config, file, overrides)
     if not config.cloud:
         raise UserError("CLOUD: missing; give the file of the point cloud")
-    with joined(choose_device(config.device)):
+    with process_group(choose_device(config.device)):
         return 0 if fit(config, args.out, args.resume) else 130
 
 

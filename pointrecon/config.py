@@ -28,7 +28,7 @@ class QueryConfig:
 class PullConfig:
     """Weights; each may be a number or [p0, v0, v1, p1] over the progress of the run."""
 
-    squared: bool = key(False, "squared distances, as the paper prints; plain distances fit finer detail")
+    squared: bool = key(False, "squared distances, as the paper prints (with plane 1); plain ones fit finer detail")
     plane: float = key(
         0.3,
         "fraction of the run after which the error near the cloud counts along normals only; 1: never",

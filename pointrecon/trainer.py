@@ -15,7 +15,7 @@ from shared.field import Geometry, build_field
 from shared.levelset import alignment_loss
 from shared.optim import Optimisers
 from shared.pull import pull
-from shared.ranks import mean, share
+from shared.ranks import part_of_mean, shard
 
 
 def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squared: bool) -> Float[Tensor, " n"]:
@@ -24,14 +24,17 @@ def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squar
     return error if squared else (error + 1e-12).sqrt()
 
 
-def plane_loss(queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-    """How far the targets lie from the planes through the pulled queries, across the gradients as they are.
+def plane_loss(
+    queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"], squared: bool
+) -> Float[Tensor, " n"]:
+    """How far the pulled queries are from their targets along the normals, or its square.
 
     A cloud's points are not where the queries' perpendiculars meet the surface, but up to half a spacing beside. The
     pull takes that for an error of the direction, noise as large as the distances themselves; here it does not count.
     """
     normal = F.normalize(geometry.gradient.detach(), dim=1)
-    return (((queries - targets) * normal).sum(dim=1) - geometry.sdf).abs()
+    error = ((queries - targets) * normal).sum(dim=1) - geometry.sdf
+    return error.square() if squared else error.abs()
 
 
 class Trainer:
@@ -52,20 +55,20 @@ class Trainer:
         queries, loss = self.config.queries, self.config.loss
         if self.steps and self.steps % queries.refresh == 0:
             self.queries.refresh(queries.renewed)
-        x, targets, in_space = (share(t).to(self.device) for t in self.queries.batch(queries.batch))
+        x, targets, in_space = (shard(t).to(self.device) for t in self.queries.batch(queries.batch))
         active = self.field.active(progress)
         geometry = self.field.geometry(x, active)
         pulled = pull(x, geometry.sdf, geometry.gradient)
         error = pull_loss(pulled, targets, loss.squared)
         if progress >= loss.plane:
-            error = torch.where(in_space, error, plane_loss(x, geometry, targets))
-        terms = {"pull": mean(error[~in_space], (~in_space).sum())}
+            error = torch.where(in_space, error, plane_loss(x, geometry, targets, loss.squared))
+        terms = {"pull": part_of_mean(error[~in_space], (~in_space).sum())}
         total = terms["pull"]
         if queries.space_share > 0:
-            terms["space"] = mean(error[in_space], in_space.sum())
+            terms["space"] = part_of_mean(error[in_space], in_space.sum())
             total = total + loss.space(progress) * terms["space"]
         if loss.alignment(progress) > 0:
-            n = len(share(range(loss.alignment_points)))
+            n = len(shard(range(loss.alignment_points)))
             there = Geometry(geometry.sdf[:n], geometry.gradient[:n], geometry.feature[:n])
             terms["alignment"] = alignment_loss(there, self.field.geometry(pulled[:n], active).gradient)
             total = total + loss.alignment(progress) * terms["alignment"]

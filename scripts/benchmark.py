@@ -84,7 +84,7 @@ def bench_encode(figures: Figures, args: argparse.Namespace) -> None:
         seconds["triton"] = median_seconds(once("triton", "cuda"), 20)
         seconds["reference_cuda"] = median_seconds(once("reference", "cuda"), 5)
     figures["encode"] = {f"{name}_ms": 1e3 * value for name, value in seconds.items()}
-    figures["encode"]["floor_ms"] = floor_ms(figures, encode_bytes(len(x), grid, backward=True))
+    figures["encode"]["cpu_floor_ms"] = floor_ms(figures, encode_bytes(len(x), grid, backward=True))
     figures["encode_ratio"] = seconds["reference"] / seconds["cpu"]
 
 
@@ -321,8 +321,11 @@ def main() -> None:
     asked = args.only.split(",")
     if unknown := set(asked) - set(PARTS):
         parser.error(f"--only: unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    if "quality" in asked and args.scene is not None and not args.holdout:
+        parser.error("quality: needs held-out views of the scene; give --holdout, for instance 8,24,40")
     use_threads(0)
     figures: Figures = {"machine": machine()}
+    show(figures)
     for part in asked:
         PARTS[part](figures, args)
         show({name: value for name, value in figures.items() if name.startswith(part)})

@@ -86,7 +86,7 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._undo: list[tuple[Any, str, Any]] = []
+        self._undo: list[tuple[Any, str]] = []
 
     def watch(self, owner: Any, method: str, name: str) -> None:
         """From now on add the time in `owner.method` to `name`."""
@@ -99,12 +99,12 @@ class Phases:
             self.seconds[name] += time.perf_counter() - start
             return result
 
-        self._undo.append((owner, method, original))
+        self._undo.append((owner, method))
         setattr(owner, method, timed)
 
     def __enter__(self) -> "Phases":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for owner, method, original in self._undo:
-            setattr(owner, method, original)
+        for owner, method in self._undo:
+            delattr(owner, method)

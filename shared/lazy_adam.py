@@ -7,7 +7,6 @@ import torch
 from numba import njit, prange
 from torch import nn
 
-from shared.encoding import choose_backend
 from shared.encoding.cpu import FAST
 
 
@@ -15,12 +14,19 @@ class TableAdam(torch.optim.Optimizer):
     """Adam on hash tables that moves only the entries with a gradient, and clears the gradient in the same pass.
 
     An entry that no sample touched keeps its value and its moments: dense Adam would keep pushing it along old
-    gradients. The gradient buffers exist from the start, so that the encoding's backward can add to them in place.
+    gradients. `backend` is the encoding's. The gradient buffers exist from the start, so that its backward can add to
+    them in place.
     """
 
     def __init__(
-        self, tables: list[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15
+        self,
+        tables: list[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-15,
+        backend: str = "cpu",
     ):
+        self.backend = backend
         super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps})
         for table in tables:
             table.grad = torch.zeros_like(table)
@@ -37,11 +43,11 @@ class TableAdam(torch.optim.Optimizer):
                 state = self.state[table]
                 state["step"] += 1
                 corrections = [1 / (1 - beta ** state["step"]) for beta in group["betas"]]
-                if table.device.type == "cpu" and table.dtype == torch.float32:
+                if self.backend == "cpu" and table.dtype == torch.float32:
                     arrays = (table.detach(), table.grad, state["mean"], state["square"])
                     flat = [a.view(-1).numpy() for a in arrays]
                     _adam_kernel(*flat, group["lr"], *group["betas"], group["eps"], *corrections)
-                elif table.device.type == "cuda" and choose_backend("auto", table.device) == "triton":
+                elif self.backend == "triton":
                     from shared.encoding import gpu
 
                     numbers = (*group["betas"], group["eps"], *corrections)

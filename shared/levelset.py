@@ -18,7 +18,7 @@ def alignment_loss(at_query: Geometry, at_pulled: Float[Tensor, "n 3"], decay: f
     """
     weight = torch.exp(-decay * at_query.sdf.detach().abs())
     apart = weight * (1 - F.cosine_similarity(at_query.gradient, at_pulled, dim=1))
-    return ranks.mean(apart, len(apart))
+    return ranks.part_of_mean(apart, len(apart))
 
 
 @torch.no_grad()

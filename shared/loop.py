@@ -1,6 +1,7 @@
 """The training loop of both doors: steps until the budget is spent, with logs, previews and checkpoints on the way."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from shared.checkpoint import latest_checkpoint, save_checkpoint
 from shared.errors import UserError
-from shared.ranks import agree, is_first, total
+from shared.ranks import all_sum, broadcast, is_first
 from shared.run_folder import Run
 from shared.runtime import Budget, Interrupt, ProgressBar, peak_memory_mb
 
@@ -46,7 +47,7 @@ class Meter:
     def gather(self) -> None:
         """Add up what the ranks have counted, each its part of every sum."""
         if self.sums:
-            together = total(torch.stack(list(self.sums.values())))
+            together = all_sum(torch.stack(list(self.sums.values())))
             self.sums = dict(zip(self.sums, together.unbind()))
 
     def take(self) -> dict[str, float]:
@@ -56,7 +57,7 @@ class Meter:
         return means
 
 
-class Progress:
+class Recorder:
     """What the loop writes on its way: the log's means, and checkpoints. `extra` goes into each checkpoint."""
 
     def __init__(self, trainer: Trainer, run: Run, budget: Budget, kind: str, extra: dict[str, Any]):
@@ -64,7 +65,8 @@ class Progress:
         self.meter, self.saved = Meter(), time.monotonic()
         if "meter" in extra:
             mine = 1 if is_first() else 0  # the sums are of all ranks, the first one brings them in
-            self.meter.sums = {name: mine * value for name, value in extra["meter"]["sums"].items()}
+            sums = extra["meter"]["sums"].items()
+            self.meter.sums = {name: mine * value.to(extra["device"]) for name, value in sums}
             self.meter.count = extra["meter"]["count"]
 
     def check(self) -> None:
@@ -113,30 +115,30 @@ def fit(
     if budget.done:
         print(f"{run.folder}: has used up its {budget.length}; to go on, give --train.minutes or --train.steps")
         return True
-    so_far = Progress(trainer, run, budget, kind, extra)
+    recorder = Recorder(trainer, run, budget, kind, extra)
     shown = int(budget.progress * previews)
     with Interrupt() as interrupt, ProgressBar(budget) as bar:
         budget.start()
         while True:
-            progress, stop = agree(budget.progress, budget.done or interrupt.requested)
+            progress, stop = broadcast(budget.progress, budget.done or interrupt.requested)
             if stop:
                 break
-            so_far.meter.add(trainer.step(progress))
+            recorder.meter.add(trainer.step(progress))
             budget.step()
             if budget.steps % LOG_EVERY == 0:
-                so_far.report(bar)
-                if time.monotonic() - so_far.saved > save_seconds:
-                    so_far.save()
+                recorder.report(bar)
+                if time.monotonic() - recorder.saved > save_seconds:
+                    recorder.save()
             if preview is not None and int(budget.progress * previews) > shown and not budget.done:
                 shown = int(budget.progress * previews)
                 preview(budget.steps)
         budget.stop()
-        finished = bool(agree(budget.done)[0])
-        if finished and so_far.meter.count:
-            so_far.report(bar)
-    so_far.meter.gather()
-    so_far.save()
-    if not finished:
+        finished = bool(broadcast(budget.done)[0])
+        if finished and recorder.meter.count:
+            recorder.report(bar)
+    recorder.meter.gather()
+    recorder.save()
+    if not finished and is_first():
         print(f"stopped at step {budget.steps}; continue with --resume --out {run.folder}", file=sys.stderr)
     return finished
 
@@ -185,9 +187,13 @@ def one_budget(overrides: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def use_threads(count: int) -> None:
-    """Give torch and the kernels this many threads; 0 means every core that the process may use."""
+    """Give torch and the kernels this many threads; 0 means every core that the process may use, of several
+    ranks their part."""
     from shared.encoding import cpu
 
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if count == 0 and local > 1:  # torchrun would have each rank use one thread
+        count = max(1, (os.cpu_count() or 1) // local)
     if count > 0:
         torch.set_num_threads(count)
     cpu.set_threads(torch.get_num_threads())

@@ -44,7 +44,8 @@ class Optimisers:
             torch.optim.Adam(groups, lr=config.network, betas=(0.9, 0.99), eps=1e-10, fused=True)
         ]
         if tables:
-            self._all.append(TableAdam(tables, lr=config.table))
+            backends = [str(m.backend) for m in model.modules() if hasattr(m, "backend")]
+            self._all.append(TableAdam(tables, lr=config.table, backend=backends[0] if backends else "cpu"))
         self._peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self._all]
 
     def step(self, loss: Tensor, progress: float) -> None:

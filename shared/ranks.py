@@ -11,6 +11,7 @@ tables' gradients in place, and it averages, which is wrong where ranks have dif
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -26,32 +27,36 @@ Rows = TypeVar("Rows", Tensor, range)
 PATIENCE = timedelta(minutes=5)
 
 
+# What torch's transports say when the other side is gone.
+LOST = re.compile("closed by peer|reset by peer|timed out|broken pipe", re.IGNORECASE)
+
+
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Inside, this process is one of those that torchrun started; without torchrun nothing happens.
 
-    Raises UserError when another rank is lost on the way.
+    Raises UserError when the ranks do not find each other, or when another one is lost on the way (with NCCL it may be
+    torchrun that ends the run first).
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"the processes of this run cannot join: {error}; start them by torchrun, one a GPU") from error
     try:
         with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(None):
             yield
-    except dist.DistError as error:
-        raise UserError(_LOST) from error
     except RuntimeError as error:
-        if "gloo" not in str(error) and "peer" not in str(error):
+        if not LOST.search(str(error)):
             raise
-        raise UserError(_LOST) from error
+        remedy = "see its error, then continue from the last checkpoint with --resume"
+        raise UserError(f"another rank of this run was lost; {remedy}") from error
     finally:
         dist.destroy_process_group()
-
-
-_LOST = "another rank of this run was lost; see its error, then continue from the last checkpoint with --resume"
 
 
 def is_first() -> bool:
@@ -59,12 +64,12 @@ def is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def share(rows: Rows) -> Rows:
+def shard(rows: Rows) -> Rows:
     """This rank's rows of a whole batch: every n-th, so that all ranks have their part of each kind of row."""
     return rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows
 
 
-def total(numbers: Tensor) -> Tensor:
+def all_sum(numbers: Tensor) -> Tensor:
     """The sum of each number over the ranks. Not differentiated."""
     if not dist.is_initialized():
         return numbers
@@ -73,10 +78,12 @@ def total(numbers: Tensor) -> Tensor:
     return summed
 
 
-def mean(values: Tensor, rows: Tensor | int) -> Tensor:
+def part_of_mean(values: Tensor, rows: Tensor | int) -> Tensor:
     """What the sum of these values adds to their mean over the rows of all ranks, of which `rows` are this rank's."""
+    if not dist.is_initialized():
+        return values.sum() / (rows.clamp_min(1) if isinstance(rows, Tensor) else max(1, rows))
     count = torch.as_tensor(rows, dtype=values.dtype, device=values.device)
-    return values.sum() / total(count).clamp_min(1)
+    return values.sum() / all_sum(count).clamp_min(1)
 
 
 def add_gradients(parameters: Iterable[Tensor]) -> None:
@@ -94,7 +101,7 @@ def add_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(summed.view_as(gradient))
 
 
-def agree(*numbers: float) -> tuple[float, ...]:
+def broadcast(*numbers: float) -> tuple[float, ...]:
     """The first rank's numbers: what depends on its clock is the same everywhere."""
     if not dist.is_initialized():
         return numbers
@@ -103,7 +110,7 @@ def agree(*numbers: float) -> tuple[float, ...]:
     return tuple(told.tolist())
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all ranks are here."""
     if dist.is_initialized():
         dist.barrier()

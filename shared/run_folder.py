@@ -132,6 +132,10 @@ class SilentRun(Run):
     def log(self, step: int, scalars: Mapping[str, float], seconds: float) -> None:
         """Nothing."""
 
+    def image(self, name: str, step: int, image: NDArray[np.uint8]) -> Path:
+        """Nothing; returns where the image would be."""
+        return self.folder
+
     def rewind(self, step: int) -> None:
         """Nothing."""
 
@@ -141,7 +145,7 @@ def open_run(folder: Path, resume: bool) -> Run:
 
     Raises UserError as `check_run` does, or when the folder cannot be written.
     """
-    ranks.wait()  # all have looked into the folder before one writes to it
+    ranks.barrier()  # all have looked into the folder before one writes to it
     if not ranks.is_first():
         return SilentRun(folder)
     check_run(folder, resume)

@@ -170,5 +170,7 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if not is_first():
+            return
         # Not print: the signal may have come in the middle of one, and stderr cannot be entered twice.
         os.write(2, b"\nstopping after this step; once more to stop at once\n")

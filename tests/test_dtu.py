@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from plyfile import PlyData
 
 from mvrecon.datasets.dtu import load_dtu
+from mvrecon.rays import RayPool
 from shared.errors import UserError
 from shared.geometry import look_at
 
@@ -231,3 +233,16 @@ def test_real_surface_points_land_inside_the_masks(data_root, downscale):
         pixels, depth = scene.cameras.project(view, unit)
         x, y = np.rint(pixels[scene.cameras.inside(pixels) & (depth > 0)]).astype(int).T
         assert len(x) > 1000 and (scene.masks[view, y, x] > 0).all()
+
+
+def test_photos_on_disk_are_those_in_memory(root, monkeypatch):
+    cache = root / "made" / "cache"
+    held, mapped = load_dtu(root), load_dtu(root, cache=cache)
+    assert isinstance(mapped.images, np.memmap) and isinstance(mapped.masks, np.memmap)
+    assert np.array_equal(held.images, mapped.images) and np.array_equal(held.masks, mapped.masks)
+    assert not any(cache.iterdir()), "the file has no name and goes with the process"
+    draws = [RayPool(s, 0.5, torch.device("cpu")).draw(50, torch.Generator().manual_seed(0)) for s in (held, mapped)]
+    for one, two in zip(*draws):
+        assert torch.equal(one, two)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10))
+    refused(root, str(cache), "choose another --data.cache", cache=cache)

@@ -134,38 +134,43 @@ def test_a_loss_on_the_jacobian_alone(backend: str):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_clamped_axes_have_no_slope_and_an_empty_batch_no_rows(backend: str):
-    table = table_of(MIXED)
-    x = torch.tensor([[1.5, 0.3, -2.0]])
+    device = device_of(backend)
+    table = table_of(MIXED).detach().to(device).requires_grad_()
+    x = torch.tensor([[1.5, 0.3, -2.0]], device=device)
     features, jacobian = encode(x, table, MIXED, backend=backend)
     assert (jacobian[:, [0, 2]] == 0).all() and (jacobian[:, 1] != 0).any()
     torch.testing.assert_close(features, encode(x.clamp(-1, 1), table, MIXED, backend=backend)[0])
-    features, jacobian = encode(torch.empty(0, 3), table, MIXED, backend=backend)
+    features, jacobian = encode(torch.empty(0, 3, device=device), table, MIXED, backend=backend)
     assert features.shape == (0, 8) and jacobian.shape == (0, 3, 8)
     (features.sum() + jacobian.sum()).backward()
     assert table.grad is not None and not table.grad.any()
 
 
-def test_interpolate_is_the_first_output_and_trains_the_table_alone():
-    x, gradients = points(60).requires_grad_(), []
-    for backend in ("reference", "cpu"):
-        table = table_of(MIXED)
+@pytest.mark.parametrize("fast", FAST)
+def test_interpolate_is_the_first_output_and_trains_the_table_alone(fast: str):
+    gradients = []
+    for backend in ("reference", fast):
+        device = device_of(backend)
+        x, table = points(60).to(device).requires_grad_(), table_of(MIXED).detach().to(device).requires_grad_()
         features = interpolate(x, table, MIXED, 3, backend)
         torch.testing.assert_close(features, encode(x, table, MIXED, 3)[0])
         features.square().sum().backward()
-        gradients.append(table.grad)
+        gradients.append(table.grad.cpu())
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
     assert x.grad is None
 
 
-def test_gradients_are_added_in_place_to_those_of_the_table():
-    x, table = points(40), table_of(MIXED)
-    encode(x, table, MIXED, backend="cpu")[1].square().sum().backward()
+@pytest.mark.parametrize("backend", FAST)
+def test_gradients_are_added_in_place_to_those_of_the_table(backend: str):
+    device = device_of(backend)
+    x, table = points(40).to(device), table_of(MIXED).detach().to(device).requires_grad_()
+    encode(x, table, MIXED, backend=backend)[1].square().sum().backward()
     once = table.grad.clone()
     table.grad.fill_(1.0)
     buffer = table.grad.data_ptr()
-    encode(x, table, MIXED, backend="cpu")[1].square().sum().backward()
+    encode(x, table, MIXED, backend=backend)[1].square().sum().backward()
     assert table.grad.data_ptr() == buffer
     torch.testing.assert_close(table.grad, once + 1, atol=1e-3, rtol=1e-5)
 
@@ -192,9 +197,9 @@ def test_wrong_shapes_and_backends_are_refused():
 @needs_triton
 def test_without_triton_a_gpu_has_the_reference(monkeypatch: pytest.MonkeyPatch):
     assert choose_backend("auto", torch.device("cuda")) == "triton"
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shared.encoding.has_triton", lambda: False)
     assert choose_backend("auto", torch.device("cuda")) == "reference"
-    with pytest.raises(UserError, match="pip install triton"):
+    with pytest.raises(UserError, match="pip install -U triton"):
         choose_backend("triton", torch.device("cuda"))
 
 

@@ -96,7 +96,9 @@ def test_a_target_beside_the_perpendicular_costs_nothing_on_a_plane():
     targets = torch.tensor([[0.34, 0.2, 0.0], [-0.1, 0.37, 0.0], [0.0, 0.0, 0.0]])
     gradient = torch.tensor([[0.0, 0.0, 2.0]]).expand(3, 3).clone().requires_grad_()  # of any length
     sdf = torch.tensor([0.05, -0.02, 0.07], requires_grad=True)
-    error = plane_loss(queries, Geometry(sdf, gradient, torch.empty(3, 0)), targets)
+    geometry = Geometry(sdf, gradient, torch.empty(3, 0))
+    error = plane_loss(queries, geometry, targets, squared=False)
     torch.testing.assert_close(error, torch.tensor([0.0, 0.0, 0.03]))
+    torch.testing.assert_close(plane_loss(queries, geometry, targets, squared=True), error.square())
     error.sum().backward()
     assert gradient.grad is None and sdf.grad is not None and float(sdf.grad[2]) == -1.0

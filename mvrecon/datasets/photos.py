@@ -1,6 +1,7 @@
 """Photos and masks from disk: decoded once, several at a time, downscaled by area averaging, broken files refused."""
 
 import math
+import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -87,12 +88,15 @@ def _room(shape: tuple[int, ...], cache: Path | None) -> NDArray[np.uint8]:
     if cache is None:
         return np.empty(shape, dtype=np.uint8)
     make_folder(cache)
-    # Looked at now: a disk found full in the middle of a write to mapped memory would kill the process.
     needed, free = math.prod(shape), shutil.disk_usage(cache).free
     if needed > free:
         raise UserError(f"{cache}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; choose another --data.cache")
     with tempfile.TemporaryFile(dir=cache) as file:
-        file.truncate(needed)
+        # Reserved now: a disk found full in the middle of a write to mapped memory would kill the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, needed)
+        else:
+            file.truncate(needed)
         return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
 
 

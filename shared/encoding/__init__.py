@@ -4,6 +4,7 @@ The Jacobian is an output, so that normals are analytic and a loss on normals tr
 covers both outputs with respect to both inputs, with the Hessian that level set alignment needs (Ma et al. 2023).
 """
 
+import functools
 import importlib.util
 from types import ModuleType
 
@@ -15,21 +16,31 @@ from shared.encoding import cpu, reference
 from shared.encoding.grid import HashGrid
 from shared.errors import UserError
 
-__all__ = ["BACKENDS", "HashGrid", "choose_backend", "encode", "interpolate"]
+__all__ = ["BACKENDS", "HashGrid", "choose_backend", "encode", "has_triton", "interpolate"]
 
 BACKENDS = ("auto", "cpu", "triton", "reference")
 
 
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend to use: `auto` takes the fastest one for the device, a name is taken at its word or refused."""
-    needed, has_triton = {"cpu": "cpu", "triton": "cuda"}, importlib.util.find_spec("triton") is not None
+    needed = {"cpu": "cpu", "triton": "cuda"}
     if needed.get(name, device.type) != device.type:
         raise UserError(f"field.backend {name}: cannot run on {device.type}; use auto or reference")
-    if name == "triton" and not has_triton:
-        raise UserError("field.backend triton: cannot be imported; `pip install triton`, or use auto or reference")
+    if name == "triton" and not has_triton():
+        raise UserError("field.backend triton: needs triton 3.3; `pip install -U triton`, or use auto or reference")
     if name == "auto":
-        return "cpu" if device.type == "cpu" else "triton" if has_triton else "reference"
+        return "cpu" if device.type == "cpu" else "triton" if has_triton() else "reference"
     return name
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether a Triton is installed that knows tuples as arguments."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
 
 
 def encode(

@@ -11,7 +11,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.encoding.grid import PRIMES, HashGrid
+from shared.encoding.grid import PRIMES, HashGrid, gradient_of
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
 ONE, ZERO, HALF = f32(1), f32(0), f32(0.5)
@@ -26,9 +26,8 @@ Array = NDArray[np.float32]
 
 
 def layout(grid: HashGrid) -> NDArray[np.int64]:
-    """What the kernels need of a grid: rows of (resolution, first entry, dense) per level, then the hash mask."""
-    rows = [(r, o, int(grid.is_dense(level))) for level, (r, o) in enumerate(zip(grid.resolutions, grid.offsets))]
-    return np.array([*rows, (2**grid.log2_entries - 1, 0, 0)], dtype=np.int64)
+    """`HashGrid.layout` as the kernels take it."""
+    return np.array(grid.layout, dtype=np.int64)
 
 
 @njit(inline="always")
@@ -249,12 +248,6 @@ def table_gradient_outer(
     arrays = (d_features.contiguous().numpy(), inner.numpy(), direction.contiguous().numpy())
     backward_table_outer(x.numpy(), layout(grid), *arrays, target.numpy(), torch.get_num_threads())
     return None if in_place else target
-
-
-def gradient_of(table: Tensor) -> tuple[Tensor, bool]:
-    """Where to add a table's gradient, and whether that is the gradient itself: so it is for a leaf that has one."""
-    in_place = table.is_leaf and table.grad is not None
-    return (table.grad if table.is_leaf and table.grad is not None else torch.zeros_like(table)), in_place
 
 
 def x_gradient(x: Tensor, table: Tensor, grid: HashGrid, d_jacobian: Tensor) -> Tensor:

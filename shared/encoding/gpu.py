@@ -4,22 +4,23 @@ One program handles BLOCK points on one level. The backward for the table adds a
 order from run to run. On a CPU these kernels run in Triton's interpreter only (TRITON_INTERPRET=1), for tests.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from shared.encoding.cpu import gradient_of
-from shared.encoding.grid import PRIMES, HashGrid
+from shared.encoding.grid import PRIMES, HashGrid, gradient_of
 
 BLOCK = 256
 PRIME_Y, PRIME_Z = tl.constexpr(PRIMES[1]), tl.constexpr(PRIMES[2])
 
 
+@functools.lru_cache(maxsize=32)
 def layout(grid: HashGrid, device: torch.device) -> Tensor:
-    """Rows of (resolution, first entry, dense) per level, then the hash mask; int32 (levels + 1, 3)."""
-    rows = [(r, o, int(grid.is_dense(level))) for level, (r, o) in enumerate(zip(grid.resolutions, grid.offsets))]
-    return torch.tensor([*rows, (2**grid.log2_entries - 1, 0, 0)], dtype=torch.int32, device=device)
+    """`HashGrid.layout` on the device, int32 (levels + 1, 3); uploaded once."""
+    return torch.tensor(grid.layout, dtype=torch.int32, device=device)
 
 
 def encode(x: Tensor, table: Tensor, grid: HashGrid, active: int, with_jacobian: bool) -> tuple[Tensor, Tensor]:

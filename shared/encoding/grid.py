@@ -49,6 +49,12 @@ class HashGrid:
         """Whether every node of the level has an entry of its own."""
         return (self.resolutions[level] + 1) ** 3 <= 2**self.log2_entries
 
+    @cached_property
+    def layout(self) -> tuple[tuple[int, int, int], ...]:
+        """What kernels need: (resolution, first entry, dense) of each level, then (hash mask, 0, 0)."""
+        levels = [(r, o, int(self.is_dense(n))) for n, (r, o) in enumerate(zip(self.resolutions, self.offsets))]
+        return (*levels, (2**self.log2_entries - 1, 0, 0))
+
     def entry(self, level: int, node: Tensor) -> Tensor:
         """Table rows (...) of integer nodes (..., 3) of a level."""
         if self.is_dense(level):
@@ -60,3 +66,9 @@ class HashGrid:
                 row = torch.bitwise_xor(row, node[..., axis] * PRIMES[axis])
             row = torch.bitwise_and(row, 2**self.log2_entries - 1)
         return row + self.offsets[level]
+
+
+def gradient_of(table: Tensor) -> tuple[Tensor, bool]:
+    """Where to add a table's gradient, and whether that is the gradient itself: so it is for a leaf that has one."""
+    in_place = table.is_leaf and table.grad is not None
+    return (table.grad if table.is_leaf and table.grad is not None else torch.zeros_like(table)), in_place
