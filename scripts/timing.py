@@ -1,10 +1,11 @@
 """Clocks and scales for scripts/benchmark.py: medians, peak memory, where a step's time goes, what a machine can do."""
 
+import contextlib
+import ctypes
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def floor_ms(figures: Figures, moved: float, products: float = 0.0) -> float:
     return 1e3 * (moved / (1e9 * known["copy_gb_s"]) + 2 * products / (1e9 * known["matrix_gflop_s"]))
 
 
-@contextmanager
+@contextlib.contextmanager
 def peak_memory(figures: Figures, name: str) -> Iterator[None]:
     """Writes how many MB (2^20 bytes) of resident memory this process took on the way, at most, into `figures`."""
     pages, done = Path("/proc/self/statm"), threading.Event()
@@ -64,6 +65,9 @@ def peak_memory(figures: Figures, name: str) -> Iterator[None]:
     def resident() -> int:
         return int(pages.read_text().split()[1])
 
+    # What was freed before would serve again, and not be seen.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     before = most = resident()
 
     def watch() -> None:

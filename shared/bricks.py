@@ -6,14 +6,14 @@ A node that was never evaluated holds NaN.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-BRICK = 8
-OWN, NEXT = slice(0, BRICK), slice(0, 1)  # the nodes of a window that its brick owns, and that a neighbour lends
-BATCH = 4096  # bricks worked on at once: 12 MB of windows
+from shared import brick_kernels
+from shared.brick_kernels import BRICK
+
+BATCH = 16384  # bricks worked on at once: 8 MB of patterns
 
 Sampler = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 Locate = Callable[[NDArray[np.int64]], NDArray[np.int64]]
@@ -52,8 +52,13 @@ class BrickLattice:
     def allocate_around(self, bricks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Make room for these bricks (m, 3) and their 26 neighbours; the slots of them all, each once."""
         mask = np.zeros(self.slot.shape, bool)
-        for offset in product((-1, 0, 1), repeat=3):
-            mask[tuple((bricks + offset).T)] = True
+        mask[tuple(bricks.T)] = True
+        for axis in range(3):
+            layers = mask.swapaxes(0, axis)
+            grown = layers.copy()
+            grown[1:] |= layers[:-1]
+            grown[:-1] |= layers[1:]
+            mask = grown.swapaxes(0, axis)
         mask[-1] = mask[:, -1] = mask[:, :, -1] = False
         fresh = np.argwhere(mask & (self.slot == 0))
         self.slot[tuple(fresh.T)] = len(self.bricks) + np.arange(len(fresh))
@@ -64,17 +69,18 @@ class BrickLattice:
         self._wanted = np.zeros(self.values.shape, bool)
         return self.slot[mask]
 
-    def windows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Values (m, 9, 9, 9) at the corners of all cells of the bricks, the last layers lent by their neighbours."""
-        windows = np.empty((len(slots), *(BRICK + 1,) * 3), np.float32)
-        for neighbours, own, lent in self._shares(slots):
-            windows[(slice(None), *lent)] = self.values[(neighbours, *own)]
-        return windows
+    def patterns(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Sign patterns (m, 8, 8, 8) of the cells of the bricks in these slots, 0 where a corner is unknown, and which
+        bricks have such a cell with corners of both signs."""
+        pattern = np.empty((len(slots), BRICK, BRICK, BRICK), np.uint8)
+        leaks = np.empty(len(slots), bool)
+        brick_kernels.patterns(self.values, self.slot, self.bricks[slots], pattern, leaks)
+        return pattern, leaks
 
-    def request(self, slots: NDArray[np.int64], wanted: NDArray[np.bool_]) -> None:
-        """Ask for the nodes marked in `wanted` (m, 9, 9, 9) of the bricks' windows; `evaluate` computes them."""
-        for neighbours, own, lent in self._shares(slots):
-            self._wanted[(neighbours, *own)] |= wanted[(slice(None), *lent)]
+    def request(self, bricks: NDArray[np.int64], keep: NDArray[np.bool_], stride: int) -> None:
+        """Ask for the nodes at multiples of `stride` in the kept blocks, two strides wide, keep (m, a, a, a), of the
+        bricks (m, 3); `evaluate` computes them."""
+        brick_kernels.request(self.slot, bricks, keep, stride, self._wanted)
 
     def evaluate(self) -> None:
         """Evaluate the nodes that were asked for and are not known yet, in chunks that run across bricks."""
@@ -86,13 +92,6 @@ class BrickLattice:
         """Values of nodes (n, 3); NaN where unknown."""
         brick, local = np.divmod(nodes, BRICK)
         return self.values[(self.slot[tuple(brick.T)], *local.T)]
-
-    def _shares(self, slots: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], tuple, tuple]]:
-        """The eight bricks a window is made of: their slots, the part in the brick, the part in the window."""
-        for corner in product((0, 1), repeat=3):
-            neighbours = self.slot[tuple((self.bricks[slots] + corner).T)]
-            own = tuple(NEXT if side else OWN for side in corner)
-            yield neighbours, own, tuple(slice(BRICK, None) if side else OWN for side in corner)
 
     def _nodes(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
         slot, *local = np.unravel_index(addresses, self.values.shape)

@@ -137,7 +137,7 @@ def fused_sdf(
     for points, result in zip(x.split(CHUNK), sdf.split(CHUNK)):
         part = features[: len(points)]
         cpu.forward(points.contiguous().numpy(), table.numpy(), levels, part.numpy(), no_jacobian.numpy())
-        hidden = torch.addmm(b1, torch.cat([points, part], dim=1), w1.t())
+        hidden = torch.addmm(b1, part, w1[:, 3:].t()).addmm_(points, w1[:, :3].t())
         distances(*(t.numpy() for t in (hidden, w2[0], b2, result)))
     return sdf
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from skimage.measure import marching_cubes
 from torch import Tensor
 
+from shared import brick_kernels
 from shared.bricks import BRICK, BrickLattice, Sampler, batches
 from shared.errors import UserError
 from shared.mesh import (
@@ -105,63 +106,37 @@ def _refine(lattice: BrickLattice, reach: float) -> None:
 
     reach: L times half the diagonal of one cell.
     """
-    bricks = np.argwhere(_may_cross(lattice.coarse[None], BRICK * reach)[0])
+    bricks = np.argwhere(_may_cross(lattice.coarse, BRICK * reach))
     lattice.allocate_around(bricks)
-    slots = lattice.slot[tuple(bricks.T)]
-    keep = np.ones((len(slots), 1, 1, 1), bool)
+    keep = np.ones((len(bricks), 1, 1, 1), bool)
     for stride in (4, 2, 1):
-        for part, batch in batches(slots):
-            lattice.request(batch, _nodes_of_halves(keep[part], stride))
+        lattice.request(bricks, keep, stride)
         lattice.evaluate()
-        keep = keep.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
-        for part, batch in batches(slots):
-            if stride > 1:
-                corners = lattice.windows(batch)[:, ::stride, ::stride, ::stride]
-                keep[part] &= _may_cross(corners, stride * reach)
+        if stride > 1:
+            keep = keep.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+            brick_kernels.narrow(lattice.values, lattice.slot, bricks, stride, np.float32(stride * reach), keep)
 
 
 def _close(lattice: BrickLattice) -> None:
     """Follow the surface out of the known region: fill each brick with a crossed cell that is not known in full."""
     slots = np.arange(1, len(lattice.bricks))
     while len(slots):
-        leaks = np.concatenate([part[_leaks(lattice.windows(part))] for _, part in batches(slots)])
-        slots = lattice.allocate_around(lattice.bricks[leaks])
-        lattice.request(leaks, np.ones((len(leaks), *(BRICK + 1,) * 3), bool))
+        leaks = np.concatenate([lattice.bricks[part][lattice.patterns(part)[1]] for _, part in batches(slots)])
+        slots = lattice.allocate_around(leaks)
+        lattice.request(leaks, np.ones((len(leaks), *(BRICK // 2,) * 3), bool), 1)
         lattice.evaluate()
 
 
-def _leaks(windows: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Rows of the bricks with a cell that has corners of both signs and an unknown one."""
-    return np.unique(np.nonzero(_crossed(windows) & _any_corner(np.isnan(windows)))[0])
-
-
-def _may_cross(corners: NDArray[np.float32], reach: float) -> NDArray[np.bool_]:
-    """Blocks (m, a, b, c) that the zero set can cross, from values (m, a+1, b+1, c+1) at their corners."""
-    return _any_corner(np.abs(corners) <= reach) | _crossed(corners)
-
-
-def _crossed(corners: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return _any_corner(corners < 0) & _any_corner(corners >= 0)
+def _may_cross(nodes: NDArray[np.float32], reach: float) -> NDArray[np.bool_]:
+    """Blocks (a, b, c) that the zero set can cross, from values (a+1, b+1, c+1) at their corners."""
+    return _any_corner(np.abs(nodes) <= reach) | (_any_corner(nodes < 0) & _any_corner(nodes >= 0))
 
 
 def _any_corner(nodes: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """From (m, a+1, b+1, c+1) nodes to (m, a, b, c) blocks: whether any of the eight corners is set."""
+    """From (a+1, b+1, c+1) nodes to (a, b, c) blocks: whether any of the eight corners is set."""
+    nodes = nodes[1:] | nodes[:-1]
     nodes = nodes[:, 1:] | nodes[:, :-1]
-    nodes = nodes[:, :, 1:] | nodes[:, :, :-1]
     return nodes[..., 1:] | nodes[..., :-1]
-
-
-def _nodes_of_halves(keep: NDArray[np.bool_], stride: int) -> NDArray[np.bool_]:
-    """Window nodes (m, 9, 9, 9) at multiples of `stride` in the kept blocks, which are two strides wide."""
-    for axis in (1, 2, 3):
-        blocks = keep.swapaxes(0, axis)
-        nodes = np.zeros((2 * len(blocks) + 1, *blocks.shape[1:]), bool)
-        nodes[:-1:2] = nodes[1::2] = blocks
-        nodes[2::2] |= blocks
-        keep = nodes.swapaxes(0, axis)
-    wanted = np.zeros((len(keep), *(BRICK + 1,) * 3), bool)
-    wanted[:, ::stride, ::stride, ::stride] = keep
-    return wanted
 
 
 def _case_table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -185,12 +160,7 @@ CASE_EDGES, CASE_FIRST = _case_table()
 
 def _triangles(lattice: BrickLattice, slots: NDArray[np.int64]) -> NDArray[np.int64]:
     """Triangles (T, 3) of the bricks' known cells; a vertex is 3 * (linear index of the edge's lower node) + axis."""
-    windows = lattice.windows(slots)
-    pattern = np.zeros((len(slots), BRICK, BRICK, BRICK), np.uint8)
-    for bit, corner in enumerate(CORNERS):
-        i, j, k = (slice(side, side + BRICK) for side in corner)
-        pattern |= (windows[:, i, j, k] < 0).astype(np.uint8) << np.uint8(bit)
-    pattern[_any_corner(np.isnan(windows))] = 0
+    pattern = lattice.patterns(slots)[0]
     row, *local = np.nonzero((pattern != 0) & (pattern != 255))
     pattern = pattern[(row, *local)]
 

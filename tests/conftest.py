@@ -16,7 +16,14 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-KERNELS = ("mvrecon.propose_cpu", "shared.encoding.cpu", "shared.encoding.gpu", "shared.fused", "shared.lazy_adam")
+KERNELS = (
+    "shared.brick_kernels",
+    "mvrecon.propose_cpu",
+    "shared.encoding.cpu",
+    "shared.encoding.gpu",
+    "shared.fused",
+    "shared.lazy_adam",
+)
 
 
 class Unchecked(MetaPathFinder):
