@@ -68,6 +68,7 @@ def bench_encode(figures: Figures, args: argparse.Namespace) -> None:
     upstream = [torch.rand(len(x), *shape, generator=generator) for shape in ((channels,), (3, channels))]
 
     def once(backend: str, device: str) -> Callable[[], None]:
+        """One pass forward and backward, to be timed."""
         table = torch.rand(grid.entries, grid.features, generator=generator).to(device).requires_grad_()
         points, gradients = x.to(device).requires_grad_(), [t.to(device) for t in upstream]
 

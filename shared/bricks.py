@@ -43,7 +43,7 @@ class BrickLattice:
         self._fill(
             self.coarse, np.arange(self.coarse.size), lambda at: BRICK * np.stack(np.unravel_index(at, shape), -1)
         )
-        # One layer more than there are bricks: it stays absent, and the index -1 wraps round to it.
+        # One layer more than there are bricks: it stays absent, for the windows of the last ones to look into.
         self.slot = np.zeros((blocks + 2,) * 3, np.int64)
         self.bricks = np.zeros((1, 3), np.int64)
         self.values = np.full((1, BRICK, BRICK, BRICK), np.nan, np.float32)
