@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,31 +15,49 @@ from shared.field import FieldConfig
 COARSEST = 32
 
 
+# The real spherical harmonics up to degree 3 as sums of products of at most three coordinates.
+HARMONICS: tuple[dict[str, float], ...] = (
+    {"": 0.28209479},
+    {"y": -0.48860251},
+    {"z": 0.48860251},
+    {"x": -0.48860251},
+    {"xy": 1.09254843},
+    {"yz": -1.09254843},
+    {"zz": 0.94617471, "": -0.31539157},
+    {"xz": -1.09254843},
+    {"xx": 0.54627422, "yy": -0.54627422},
+    {"xxy": -1.77013077, "yyy": 0.59004359},
+    {"xyz": 2.89061144},
+    {"yzz": -2.28522900, "y": 0.45704580},
+    {"zzz": 1.86588165, "z": -1.11952899},
+    {"xzz": -2.28522900, "x": 0.45704580},
+    {"xxz": 1.44530572, "yyz": -1.44530572},
+    {"xxx": -0.59004359, "xyy": 1.77013077},
+)
+
+
+def _harmonics_of_products() -> Tensor:
+    """(64, 16): what the product of factors a, b and c, each one of (1, x, y, z), adds to every harmonic, at row
+    16 a + 4 b + c."""
+    matrix = torch.zeros(4, 4, 4, len(HARMONICS), dtype=torch.float64)
+    for column, terms in enumerate(HARMONICS):
+        for product, coefficient in terms.items():
+            matrix[(*("1xyz".index(factor) for factor in product.rjust(3, "1")), column)] = coefficient
+    return matrix.reshape(64, -1)
+
+
+FROM_PRODUCTS = _harmonics_of_products()
+
+
 def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
-    """The 16 real spherical harmonics up to degree 3 of unit directions (Sloan 2008, appendix A2)."""
-    x, y, z = d.unbind(-1)
-    xx, yy, zz = x * x, y * y, z * z
-    return torch.stack(
-        [
-            torch.full_like(x, 0.28209479),
-            -0.48860251 * y,
-            0.48860251 * z,
-            -0.48860251 * x,
-            1.09254843 * x * y,
-            -1.09254843 * y * z,
-            0.31539157 * (3 * zz - 1),
-            -1.09254843 * x * z,
-            0.54627422 * (xx - yy),
-            -0.59004359 * y * (3 * xx - yy),
-            2.89061144 * x * y * z,
-            -0.45704580 * y * (5 * zz - 1),
-            0.37317633 * z * (5 * zz - 3),
-            -0.45704580 * x * (5 * zz - 1),
-            1.44530572 * z * (xx - yy),
-            -0.59004359 * x * (xx - 3 * yy),
-        ],
-        dim=-1,
-    )
+    """The 16 real spherical harmonics up to degree 3 of unit directions (Sloan 2008, appendix A2).
+
+    All products of three factors and one matrix: few operations, for the sake of small batches.
+    """
+    factors = F.pad(d, (1, 0), value=1.0)
+    pairs = factors[:, :, None] * factors[:, None]
+    products = pairs[:, :, :, None] * factors[:, None, None]
+    return products.reshape(-1, 64) @ FROM_PRODUCTS.to(d)
 
 
 class ColorNetwork(nn.Module):

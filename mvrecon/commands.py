@@ -1,6 +1,7 @@
 """The command line of `mvrecon`: train, mesh, render, eval."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from shared.command_line import Parser, add_config_arguments
@@ -120,7 +121,7 @@ def run_eval(args: argparse.Namespace) -> None:
         # With both, figures that either could give are those against the exact mesh.
         figures |= against_mesh(mesh, args.gt_mesh)
     figures |= {
-        "level_set_angle": level_set_angle(run.model.field, mesh, run.to_world, run.device),
+        "level_set_angle": level_set_angle(run.model.field, mesh, run.to_world, run.device, order=2),
         **topology(mesh),
         **run.made,
     }
@@ -132,5 +133,10 @@ COMMANDS = {"train": run_train, "mesh": run_mesh, "render": run_render, "eval": 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit code."""
-    args = build_parser().parse_args(arguments)
-    return main_guard(lambda: COMMANDS[args.command](args))
+    arguments = sys.argv[1:] if arguments is None else arguments
+
+    def run() -> int | None:
+        args = build_parser().parse_args(arguments)
+        return COMMANDS[args.command](args)
+
+    return main_guard(run, debug="--debug" in arguments)

@@ -10,6 +10,7 @@ from mvrecon.background import Background
 from mvrecon.color import ColorNetwork, spherical_harmonics
 from mvrecon.config import Config
 from mvrecon.density import neus_alpha
+from mvrecon.fused_render import FusedRender, Sections
 from mvrecon.rays import Rand
 from mvrecon.sampling import SdfVolume, propose
 from mvrecon.upsampling import upsample
@@ -24,16 +25,32 @@ FINER = 2
 
 
 class Rendering(NamedTuple):
-    """r rays: colours over the background, opacity of the surface, expected depth, normals (field space, weighted), and
-    which rays meet the unit sphere; n sampled points and the field there."""
+    """r rays: colours over the background, opacity of the surface, and which rays meet the unit sphere. Of the h that
+    do: weights and middles of their s sections; n = h s sampled points and the field there."""
 
     color: Float[Tensor, "r 3"]
     opacity: Float[Tensor, " r"]
-    depth: Float[Tensor, " r"]
-    normal: Float[Tensor, "r 3"]
     hit: Bool[Tensor, " r"]
+    weights: Float[Tensor, "h s"]
+    t: Float[Tensor, "h s"]
     points: Float[Tensor, "n 3"]
     geometry: Geometry
+
+    @property
+    def depth(self) -> Float[Tensor, " r"]:
+        """Distance along the rays, summed with the weights: the expected one times the opacity."""
+        return self._every_ray((self.weights * self.t).sum(dim=1))
+
+    @property
+    def normal(self) -> Float[Tensor, "r 3"]:
+        """Gradients of the field, summed with the weights."""
+        return self._every_ray(torch.einsum("hs,hsa->ha", self.weights, self.geometry.gradient.view(*self.t.shape, 3)))
+
+    def _every_ray(self, values: Tensor) -> Tensor:
+        """Values (h, ...) of the rays that meet the sphere as those of all (r, ...), zero for the others."""
+        every = values.new_zeros(len(self.hit), *values.shape[1:])
+        every[self.hit] = values
+        return every
 
 
 class SurfaceModel(nn.Module):
@@ -73,20 +90,15 @@ class SurfaceModel(nn.Module):
         t, spacing = self._sections(volume, origins[ray], toward, bounds, progress, jitter)
         x = (origins[ray][:, None] + t[..., None] * toward[:, None]).reshape(-1, 3)
         geometry = self.field.geometry(x, self.field.active(progress))
-        gradient = geometry.gradient.reshape(*t.shape, 3)
-        anneal = min(1.0, progress / max(1e-9, self.config.sampling.anneal))
-        cosine = (gradient * toward[:, None]).sum(-1)
-        alpha = neus_alpha(geometry.sdf.reshape(t.shape), cosine, spacing, self.inverse_width, anneal)
-        weights, passed = composite(alpha * (t < bounds[1][:, None]))
-        normal = (weights[..., None] * gradient).sum(dim=1)
-        depth = (weights * t).sum(dim=1, keepdim=True)
-        seen = [self._shade(x, geometry, toward, weights), weights.sum(dim=1, keepdim=True), normal, depth]
-        every = torch.zeros(len(hit), 8, device=x.device).index_add(0, ray, torch.cat(seen, dim=1))
-        color = every[:, :3]
+        sections = Sections(x, toward, spherical_harmonics(toward), spacing, t < bounds[1][:, None])
+        until = self.config.sampling.anneal
+        anneal = 1.0 if until == 0 else min(1.0, progress / until)
+        shown, weights, passed = (self._fused if self._can_fuse else self._composited)(geometry, sections, anneal)
+        color = torch.zeros(len(hit), 3, device=x.device).index_copy(0, ray, shown)
+        light = torch.ones(len(hit), device=x.device).index_copy(0, ray, passed)
         if self.background is not None:
-            light = torch.ones(len(hit), device=x.device).index_copy(0, ray, passed)
             color = color + light[:, None] * self.background(origins, directions, 0.5 if rand is None else rand(1))
-        return Rendering(color, every[:, 3], every[:, 7], every[:, 4:7], hit, x, geometry)
+        return Rendering(color, 1 - light, hit, weights, t, x, geometry)
 
     def _sections(
         self,
@@ -113,12 +125,28 @@ class SurfaceModel(nn.Module):
         spacing = torch.cat([t[:, 1:] - t[:, :-1], last], dim=1)
         return t + 0.5 * spacing, spacing
 
-    def _shade(self, x: Tensor, geometry: Geometry, directions: Tensor, weights: Tensor) -> Tensor:
-        """Colours weighted and summed along rays, computed only where they show."""
-        rays, samples = weights.shape
+    @property
+    def _can_fuse(self) -> bool:
+        return self.color.backend == "cpu" and self.color.table.dtype == torch.float32
+
+    def _fused(self, geometry: Geometry, sections: Sections, anneal: float) -> tuple[Tensor, Tensor, Tensor]:
+        """`_composited` in one operation."""
+        layers = [p for layer in self.color.layers if isinstance(layer, nn.Linear) for p in (layer.weight, layer.bias)]
+        constants = (anneal, FAINT, self.color.grid)
+        field = (part.contiguous() for part in geometry)
+        return FusedRender.apply(*field, self.inverse_width, self.color.table, sections, constants, *layers)
+
+    def _composited(self, geometry: Geometry, sections: Sections, anneal: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Colours before nothing, weights of the sections, and the light that passes them all."""
+        rays, samples = sections.spacing.shape
+        gradient = geometry.gradient.reshape(rays, samples, 3)
+        cosine = (gradient * sections.directions[:, None]).sum(-1)
+        sdf = geometry.sdf.reshape(rays, samples)
+        alpha = neus_alpha(sdf, cosine, sections.spacing, self.inverse_width, anneal)
+        weights, passed = composite(alpha * sections.within)
         seen = (weights.detach().reshape(-1) > FAINT).nonzero()[:, 0]
         ray = seen // samples
-        harmonics = spherical_harmonics(directions)[ray]
-        color = self.color(x[seen], geometry.gradient[seen], harmonics, geometry.feature[seen])
+        points, harmonics = sections.points[seen], sections.harmonics[ray]
+        color = self.color(points, geometry.gradient[seen], harmonics, geometry.feature[seen])
         weighted = weights.reshape(-1)[seen][:, None] * color
-        return torch.zeros(rays, 3, device=x.device).index_add(0, ray, weighted)
+        return torch.zeros(rays, 3, device=points.device).index_add(0, ray, weighted), weights, passed

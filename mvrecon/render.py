@@ -1,5 +1,6 @@
 """Novel views: colour, depth and normals of whole images, as pictures and films."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 import torch
+from imageio_ffmpeg import count_frames_and_secs
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
@@ -19,15 +21,17 @@ from shared.errors import UserError
 from shared.run_folder import make_folder, save_png
 
 CHUNK = 8192
-# A ray that stays this far from the surface, by the cached distances, sees nothing of it.
-NEAR = 0.06
+# A ray that stays this far from the surface, by the cached distances, sees nothing of it; while the surface is soft,
+# this many of its widths.
+NEAR, WIDTHS = 0.06, 7.0
 FRAMES_PER_SECOND = 24
-FILM = (".mp4",)
+FILM, OTHER_FILMS = ".mp4", (".avi", ".gif", ".mkv", ".mov", ".mpeg", ".mpg", ".webm")
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One image: RGB in 0..1, opacity of the surface, depth along z (field units), unit normals in camera axes."""
+    """One image: RGB in 0..1, opacity of the surface, depth along z (field units) times opacity, unit normals in
+    camera axes."""
 
     color: Float[np.ndarray, "h w 3"]
     opacity: Float[np.ndarray, "h w"]
@@ -40,12 +44,14 @@ def render_view(model: SurfaceModel, volume: SdfVolume, cameras: Cameras, index:
     """Render one whole view in chunks of bounded memory. Without a background, rays that see nothing stay black."""
     pixels = cameras.pixel_grid()
     image = torch.zeros(len(pixels), 8, device=pixels.device)
+    reach = max(NEAR, WIDTHS / float(model.inverse_width))
+    scan = max(model.config.sampling.scan, math.ceil(2 / NEAR))
     rotation = torch.as_tensor(cameras.cam_to_world[index, :, :3], dtype=torch.float32, device=pixels.device)
     for chosen in torch.arange(len(pixels), device=pixels.device).split(CHUNK):
         view = torch.full((len(chosen),), index, dtype=torch.long, device=pixels.device)
         origins, directions = cameras.rays(view, pixels[chosen])
         if model.background is None and model.config.sampling.source == "volume":
-            near = passes_near(volume, origins, directions, model.config.sampling.scan, NEAR)
+            near = passes_near(volume, origins, directions, scan, reach)
             chosen, origins, directions = chosen[near], origins[near], directions[near]
         rendering = model.render(volume, origins, directions, progress)
         normal = torch.nn.functional.normalize(rendering.normal @ rotation, dim=1)
@@ -100,11 +106,11 @@ def path_cameras(scene: Scene, path: str, frames: int) -> Cameras:
 
 def render_path(run: LoadedRun, cameras: Cameras, names: list[str], out: Path) -> None:
     """Render every camera into folder `out` (NAME_color.png, NAME_normal.png, NAME_depth.png), or one .mp4 film."""
+    if out.suffix.lower() in OTHER_FILMS:
+        raise UserError(f"{out}: films are made as {FILM} only; change the ending, or give a folder for pictures")
     rendered = ((name, render_view(run.model, run.volume, cameras, index)) for index, name in enumerate(names))
     views = tqdm(rendered, total=len(names), desc="rendering", unit="view")
-    if out.suffix and out.suffix.lower() not in FILM:
-        raise UserError(f"{out}: unknown kind of film; use {' or '.join(FILM)}, or a folder for pictures")
-    if out.suffix.lower() in FILM:
+    if out.suffix.lower() == FILM:
         write_film((np.concatenate([color_picture(v), normal_picture(v)], axis=1) for _, v in views), out)
         return
     make_folder(out)
@@ -115,14 +121,23 @@ def render_path(run: LoadedRun, cameras: Cameras, names: list[str], out: Path) -
 
 
 def write_film(frames: Iterator[UInt8[np.ndarray, "h w 3"]], out: Path) -> None:
-    """H.264 in an .mp4 that browsers play, written aside and moved into place."""
+    """H.264 in an .mp4 that browsers play, written aside and moved into place.
+
+    Raises UserError where the folder cannot be written or the film does not become whole.
+    """
     make_folder(out.parent)
+    count = 0
     aside = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
         writer = imageio.get_writer(aside, fps=FRAMES_PER_SECOND, codec="libx264", quality=8, macro_block_size=2)
         with writer:
             for frame in frames:
                 writer.append_data(frame)
+                count += 1
+        if count_frames_and_secs(aside)[0] != count:
+            raise OSError("frames are missing")
         aside.replace(out)
+    except (OSError, RuntimeError) as error:  # the encoder is a program of its own, which hides the disk's errors
+        raise UserError(f"{out}: the film could not be written; free some space or choose another --out") from error
     finally:
         aside.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """`mvrecon train`: photos to a trained field, and its mesh."""
 
-import copy
 import math
 import time
 from dataclasses import replace
@@ -17,7 +16,7 @@ from mvrecon.render import picture, render_view
 from mvrecon.scene import Scene
 from mvrecon.trainer import Trainer
 from shared.config import to_yaml
-from shared.loop import fit, restore, use_threads, with_length
+from shared.loop import fit, restore, use_threads, warm_up, with_length
 from shared.mesh import save_mesh
 from shared.ranks import is_first
 from shared.run_folder import check_run, open_run
@@ -42,12 +41,13 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     config = replace(config, data=replace(config.data, root=str(Path(config.data.root).resolve()), cache=cache))
     config = adapt(config, scene)
     trainer = Trainer(config, scene, device)
-    _compile(trainer)
+    warm_up(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
     run = open_run(out, resume)
-    extra = restore(trainer, run, budget, KIND) if resume else {}
+    frame = _frame(scene)
+    extra = restore(trainer, run, budget, KIND, frame, config.data.root) if resume else {}
     run.write_config(to_yaml(config))
-    extra.update(frame=_frame(scene), device=str(device))
+    extra.update(frame=frame, device=str(device))
     width, height = scene.view_size
     photos = f"{len(scene.train)} photos to train on, {len(scene.test)} held out"
     print(f"{config.data.root}: {photos}, {width}x{height}")
@@ -90,13 +90,6 @@ def adapt(config: Config, scene: Scene) -> Config:
     finest = int(np.clip(round(2 / (config.train.cell * pixel)), 2 * base, FINEST))
     levels = 1 + round(math.log(finest / base) / math.log(GROWTH))
     return replace(config, field=replace(config.field, finest=finest, levels=levels))
-
-
-def _compile(trainer: Trainer) -> None:
-    """Run every kernel once and undo what that did: the budget should not pay for compiling them."""
-    before = copy.deepcopy(trainer.state_dict())
-    trainer.step(0.0)
-    trainer.load_state_dict(before)
 
 
 def _frame(scene: Scene) -> list[float]:

@@ -1,6 +1,7 @@
 """The command line of `pointrecon`: fit, mesh, eval."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from shared.command_line import Parser, add_config_arguments
@@ -89,5 +90,10 @@ COMMANDS = {"fit": run_fit, "mesh": run_mesh, "eval": run_eval}
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit code."""
-    args = build_parser().parse_args(arguments)
-    return main_guard(lambda: COMMANDS[args.command](args))
+    arguments = sys.argv[1:] if arguments is None else arguments
+
+    def run() -> int | None:
+        args = build_parser().parse_args(arguments)
+        return COMMANDS[args.command](args)
+
+    return main_guard(run, debug="--debug" in arguments)

@@ -50,7 +50,7 @@ class FitConfig:
     cell: float = key(2.6, "finest cell in spacings of the cloud, sets field.finest; 0 keeps it", minimum=0.0)
     save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
     resolution: int = key(384, "cells along an edge of the box for mesh.ply", minimum=8)
-    seed: int = key(0, "seed of everything random", minimum=0)
+    seed: int = key(0, "seed of everything random", minimum=0, maximum=2**63 - 1)
     threads: int = key(0, "CPU threads; 0 means all cores", minimum=0)
 
 

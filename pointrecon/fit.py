@@ -1,6 +1,5 @@
 """`pointrecon fit`: a cloud to a field and its mesh."""
 
-import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from shared.config import to_yaml
 from shared.field import Field
 from shared.geometry import Similarity, fit_box
 from shared.loop import fit as run_loop
-from shared.loop import restore, use_threads, with_length
+from shared.loop import restore, use_threads, warm_up, with_length
 from shared.mesh import Mesh, keep_components, save_mesh
 from shared.meshing import extract_mesh
 from shared.pointcloud import read_cloud
@@ -45,12 +44,12 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     # The run must find its cloud from any folder.
     config = adapt(replace(config, cloud=str(Path(config.cloud).resolve())), points)
     trainer = Trainer(config, points, device)
-    _compile(trainer)
+    warm_up(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
     run = open_run(out, resume)
-    extra = restore(trainer, run, budget, KIND) if resume else {}
-    run.write_config(to_yaml(config))
     frame = [to_world.scale, *to_world.translation]
+    extra = restore(trainer, run, budget, KIND, frame, config.cloud) if resume else {}
+    run.write_config(to_yaml(config))
     extra.update(frame=frame, device=str(device))
     backend = getattr(trainer.field, "backend", "autograd")
     print(f"{out}: {config.field.backbone} field, {backend} backend, {device}, {torch.get_num_threads()} threads")
@@ -94,10 +93,3 @@ def field_mesh(field: Field, to_world: Similarity, resolution: int, device: torc
             gradient = field.geometry(x).gradient
         normals.append(torch.nn.functional.normalize(gradient, dim=1).cpu().numpy().astype(np.float64))
     return replace(mesh, normals=np.concatenate(normals)).to_world(to_world)
-
-
-def _compile(trainer: Trainer) -> None:
-    """Run every kernel once and undo what that did: the budget should not pay for compiling them."""
-    before = copy.deepcopy(trainer.state_dict())
-    trainer.step(0.0)
-    trainer.load_state_dict(before)

@@ -56,18 +56,17 @@ class QuerySampler:
 
     def batch(self, n: int) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"], Bool[Tensor, " n"]]:
         """n queries, their nearest cloud points, and which are space queries; the near-surface ones come first."""
-        space = round(n * self.space_share) if len(self._space.queries) else 0
-        near_rows = self.generator.integers(len(self._near.queries), size=n - space)
-        space_rows = self.generator.integers(max(len(self._space.queries), 1), size=space)
-        queries = np.concatenate([self._near.queries[near_rows], self._space.queries[space_rows]])
-        targets = np.concatenate([self._near.targets[near_rows], self._space.targets[space_rows]])
-        return torch.from_numpy(queries), torch.from_numpy(targets), torch.arange(n) >= n - space
+        space = round(n * self.space_share) if len(self._space.pairs) else 0
+        near_rows = self.generator.integers(len(self._near.pairs), size=n - space)
+        space_rows = self.generator.integers(max(len(self._space.pairs), 1), size=space)
+        pairs = torch.from_numpy(np.concatenate([self._near.pairs[near_rows], self._space.pairs[space_rows]]))
+        return pairs[:, :3].contiguous(), pairs[:, 3:].contiguous(), torch.arange(n) >= n - space
 
     def refresh(self, count: int = CHUNK // 2) -> None:
         """Draw the `count` oldest queries of the pool anew, at most all of them; space queries in proportion."""
-        total = len(self._near.queries) + len(self._space.queries)
+        total = len(self._near.pairs) + len(self._space.pairs)
         count = min(count, total)
-        space = round(count * len(self._space.queries) / total)
+        space = round(count * len(self._space.pairs) / total)
         for start in range(0, count - space, CHUNK):
             queries = self._near_surface(min(CHUNK, count - space - start))
             self._near.replace(queries, self._nearest(queries))
@@ -121,27 +120,25 @@ class QuerySampler:
 
 
 class _Pool:
-    """A ring of (query, target) pairs: `replace` overwrites the oldest."""
+    """A ring of pairs, query and target in a row (size, 6): `replace` overwrites the oldest."""
 
     def __init__(self, size: int) -> None:
-        self.queries = np.zeros((size, 3), dtype=np.float32)
-        self.targets = np.zeros((size, 3), dtype=np.float32)
+        self.pairs = np.zeros((size, 6), dtype=np.float32)
         self.oldest = 0
 
     def replace(self, queries: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
-        rows = (self.oldest + np.arange(len(queries))) % len(self.queries)
-        self.queries[rows], self.targets[rows] = queries, targets
-        self.oldest = int(rows[-1] + 1) % len(self.queries)
+        rows = (self.oldest + np.arange(len(queries))) % len(self.pairs)
+        self.pairs[rows] = np.concatenate([queries, targets], axis=1)
+        self.oldest = int(rows[-1] + 1) % len(self.pairs)
 
     def state(self, name: str) -> dict[str, Tensor | str | int]:
-        pairs = torch.from_numpy(np.stack([self.queries, self.targets]))
-        return {f"{name}_pairs": pairs, f"{name}_oldest": self.oldest}
+        return {f"{name}_pairs": torch.from_numpy(self.pairs.copy()), f"{name}_oldest": self.oldest}
 
     def load(self, state: dict[str, Tensor | str | int], name: str) -> None:
         pairs = torch.as_tensor(state[f"{name}_pairs"]).cpu().numpy()
-        if pairs.shape[1:] != self.queries.shape:
-            raise ValueError(f"a pool of {pairs.shape[1]} {name} queries, not {len(self.queries)}")
-        self.queries, self.targets = pairs[0].copy(), pairs[1].copy()
+        if pairs.shape != self.pairs.shape:
+            raise ValueError(f"a pool of {len(pairs)} {name} queries, not {len(self.pairs)}")
+        self.pairs = pairs.copy()
         self.oldest = int(state[f"{name}_oldest"])
 
 

@@ -55,22 +55,26 @@ class Trainer:
         queries, loss = self.config.queries, self.config.loss
         if self.steps and self.steps % queries.refresh == 0:
             self.queries.refresh(queries.renewed)
-        x, targets, in_space = (shard(t).to(self.device) for t in self.queries.batch(queries.batch))
-        active = self.field.active(progress)
+        x, targets, in_space = (shard(t) for t in self.queries.batch(queries.batch))
+        near = int((~in_space).sum())  # they come first
+        x, targets, active = x.to(self.device), targets.to(self.device), self.field.active(progress)
         geometry = self.field.geometry(x, active)
-        pulled = pull(x, geometry.sdf, geometry.gradient)
-        error = pull_loss(pulled, targets, loss.squared)
+        around, beyond = (Geometry(*(part[rows] for part in geometry)) for rows in (slice(near), slice(near, None)))
         if progress >= loss.plane:
-            error = torch.where(in_space, error, plane_loss(x, geometry, targets, loss.squared))
-        terms = {"pull": part_of_mean(error[~in_space], (~in_space).sum())}
+            error = plane_loss(x[:near], around, targets[:near], loss.squared)
+        else:
+            error = pull_loss(pull(x[:near], around.sdf, around.gradient), targets[:near], loss.squared)
+        terms = {"pull": part_of_mean(error, near)}
         total = terms["pull"]
         if queries.space_share > 0:
-            terms["space"] = part_of_mean(error[in_space], in_space.sum())
+            pulled = pull(x[near:], beyond.sdf, beyond.gradient)
+            terms["space"] = part_of_mean(pull_loss(pulled, targets[near:], loss.squared), len(x) - near)
             total = total + loss.space(progress) * terms["space"]
         if loss.alignment(progress) > 0:
             n = len(shard(range(loss.alignment_points)))
-            there = Geometry(geometry.sdf[:n], geometry.gradient[:n], geometry.feature[:n])
-            terms["alignment"] = alignment_loss(there, self.field.geometry(pulled[:n], active).gradient)
+            there = Geometry(*(part[:n] for part in geometry))
+            pulled = pull(x[:n], there.sdf, there.gradient)
+            terms["alignment"] = alignment_loss(there, self.field.geometry(pulled, active).gradient)
             total = total + loss.alignment(progress) * terms["alignment"]
         self.optimisers.step(total, progress)
         self.steps += 1

@@ -15,7 +15,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks for modules beside it only
 
-import cv2
 import numpy as np
 import torch
 import trimesh
@@ -30,6 +29,7 @@ from shared.config import key, read_config
 from shared.errors import UserError, main_guard
 from shared.geometry import Similarity, look_at
 from shared.meshing import Mesh, load_mesh, save_mesh
+from shared.run_folder import atomic_write, save_png
 
 Array = NDArray[np.float64]
 
@@ -142,11 +142,12 @@ def write_scene(folder: Path, mesh: Mesh, rig: Rig, shade: Shader, config: Scene
         for view in tqdm(range(len(rig.cam_to_world)), desc="rendering", unit="view", disable=None):
             truth = cast(caster, mesh, rig, view)
             photo = 255 * srgb(shade(view, truth))
-            photo = (photo + config.noise * rng.standard_normal(photo.shape)).round().clip(0, 255).astype(np.uint8)
-            cv2.imwrite(str(aside / "image" / f"{view:06d}.png"), photo[..., ::-1])
-            cv2.imwrite(str(aside / "mask" / f"{view:06d}.png"), truth.mask.astype(np.uint8) * 255)
-            np.save(aside / "depth" / f"{view:06d}.npy", truth.depth)
-            np.save(aside / "normal" / f"{view:06d}.npy", truth.normal)
+            photo = (photo + config.noise * rng.standard_normal(photo.shape)).round().clip(0, 255)
+            save_png(aside / "image" / f"{view:06d}.png", photo.astype(np.uint8))
+            save_png(aside / "mask" / f"{view:06d}.png", truth.mask.astype(np.uint8) * 255)
+            for name, values in (("depth", truth.depth), ("normal", truth.normal)):
+                with atomic_write(aside / name / f"{view:06d}.npy") as file:
+                    np.save(file, values)
         scale = np.diag([rig.sphere.scale] * 3 + [1.0])
         scale[:3, 3] = rig.sphere.translation
         matrices: dict[str, Any] = {}

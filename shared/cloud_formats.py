@@ -125,7 +125,10 @@ def read_obj(path: Path) -> Columns:
                 words = line.split()
                 if words and words[0] in rows:
                     rows[words[0]].append(words[1:4] if words[0] != "f" else [])
-        points, normals = (np.array(rows[kind], dtype=np.float64).reshape(-1, 3) for kind in ("v", "vn"))
+        # Rows of fewer than three numbers make a ragged or a narrow array, which is refused.
+        points, normals = (np.array(rows[kind] or np.empty((0, 3)), dtype=np.float64) for kind in ("v", "vn"))
+        if points.shape[1] != 3 or normals.shape[1] != 3:
+            raise ValueError("vertices of two coordinates")
     except ValueError as error:
         raise UserError(f"{path}: broken OBJ ({_first_line(error)}); {COPY_AGAIN}") from error
     paired = len(normals) == len(points) and not rows["f"]

@@ -36,7 +36,7 @@ class FieldConfig:
         "grid", "hash grid with a small MLP, the papers' MLP, or SIREN", choices=("grid", "mlp", "siren")
     )
     levels: int = key(12, "levels of the hash grid", minimum=1, maximum=32)
-    base: int = key(16, "cells along an edge of the box on the coarsest level", minimum=2)
+    base: int = key(16, "cells along an edge of the box on the coarsest level", minimum=2, maximum=512)
     finest: int = key(768, "cells along an edge of the box on the finest level, unless train.cell sets it", minimum=2)
     log2_entries: int = key(17, "log2 of the largest number of table entries of a level", minimum=8, maximum=26)
     width: int = key(64, "width of the hidden layers", minimum=4)
@@ -105,8 +105,7 @@ class GridField(nn.Module):
         """Distances, their exact gradients, and features at x; differentiable with respect to x and all parameters."""
         if self._fused:
             active = self.grid.levels if active is None else active
-            out, gradient = FusedGeometry.apply(x, self.table, *self._weights, self.grid, active)
-            return Geometry(out[:, 0], gradient, out[:, 1:])
+            return Geometry(*FusedGeometry.apply(x, self.table, *self._weights, self.grid, active))
         features, jacobian = encode(x, self.table, self.grid, active, self.backend)
         inputs = self._hidden(self._enter(x, features))
         heights = self._heights(inputs[-1])

@@ -4,7 +4,7 @@ As torch operations the field and its second derivatives are some forty passes o
 three matrix products and two passes forward, six products, two passes and the scatter to the table backward.
 `GridField` in torch is the reference that it is tested against.
 
-Shapes: n points, c features of the grid, i = 3 + c inputs of the network, w its width, o = 1 + k outputs.
+Shapes: n points, c features of the grid, i = 3 + c inputs of the network, w its width, 1 + k outputs.
 """
 
 import numpy as np
@@ -36,14 +36,15 @@ def activate(p, w, h, a):
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
-def activate_backward(p, w, da, dh):
-    """In place: da (n, w) becomes its share of d loss / d w, dh (n, w) becomes d loss / d p."""
+def activate_backward(p, w, d_sdf, da, dh):
+    """In place: da (n, w) becomes its share of d loss / d w; dh (n, w), to which d_sdf (n,) times w is added, becomes
+    d loss / d p."""
     for task in prange((p.shape[0] + ROWS - 1) // ROWS):
         for n in range(task * ROWS, min(p.shape[0], (task + 1) * ROWS)):
             for k in range(p.shape[1]):
                 r = ONE / np.sqrt(p[n, k] * p[n, k] + BEND32)
                 slope = HALF + HALF * p[n, k] * r
-                dh[n, k] = dh[n, k] * slope + da[n, k] * w[k] * (HALF * BEND32 * r * r * r)
+                dh[n, k] = (dh[n, k] + d_sdf[n] * w[k]) * slope + da[n, k] * w[k] * (HALF * BEND32 * r * r * r)
                 da[n, k] *= slope
 
 
@@ -71,11 +72,11 @@ def spread(jacobian, d_gradient, d_slopes):
 
 
 class FusedGeometry(torch.autograd.Function):
-    """(x, table, w1, b1, w2, b2) -> (out, gradient), once differentiable in all of them; float32 on a CPU."""
+    """(x, table, w1, b1, w2, b2) -> (sdf, gradient, feature), once differentiable in all of them; float32 on a CPU."""
 
     @staticmethod
     def forward(ctx, x, table, w1, b1, w2, b2, grid: HashGrid, active: int):  # type: ignore[override]
-        """out (n, o), whose first column is the distance, and that column's gradient (n, 3) at x (n, 3)."""
+        """Distances (n,), their gradients (n, 3) and features (n, k) at x (n, 3)."""
         count, channels = x.shape[0], 2 * active
         features, jacobian = torch.empty(count, channels), torch.empty(count, 3, channels)
         points = x.detach().contiguous()
@@ -86,30 +87,30 @@ class FusedGeometry(torch.autograd.Function):
         hidden = torch.addmm(b1, inputs, w1.t())
         h, a, gradient = torch.empty_like(hidden), torch.empty_like(hidden), torch.empty_like(points)
         activate(*(t.detach().numpy() for t in (hidden, w2[0], h, a)))
-        out, slopes = torch.addmm(b2, h, w2.t()), a @ w1
+        sdf, feature, slopes = torch.mv(h, w2[0]).add_(b2[0]), torch.addmm(b2[1:], h, w2[1:].t()), a @ w1
         contract(*(t.numpy() for t in (jacobian, slopes, gradient)))
         ctx.save_for_backward(points, table, w1, w2, inputs, jacobian, hidden, h, a, slopes)
         ctx.grid = grid
-        return out, gradient
+        return sdf, gradient, feature
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out, d_gradient):  # type: ignore[override]
-        """Gradients of the inputs for d_out (n, o) and d_gradient (n, 3)."""
+    def backward(ctx, d_sdf, d_gradient, d_feature):  # type: ignore[override]
+        """Gradients of the inputs for d_sdf (n,), d_gradient (n, 3) and d_feature (n, k)."""
         x, table, w1, w2, inputs, jacobian, hidden, h, a, slopes = ctx.saved_tensors
         d_gradient, d_slopes = d_gradient.contiguous(), torch.empty_like(inputs)
         spread(*(t.numpy() for t in (jacobian, d_gradient, d_slopes)))
-        d_a, d_hidden = d_slopes @ w1.t(), d_out @ w2
-        activate_backward(*(t.detach().numpy() for t in (hidden, w2[0], d_a, d_hidden)))
+        d_a, d_hidden = d_slopes @ w1.t(), d_feature @ w2[1:]
+        activate_backward(*(t.detach().numpy() for t in (hidden, w2[0], d_sdf.contiguous(), d_a, d_hidden)))
         d_inputs = d_hidden @ w1
         d_w1 = x.new_zeros(w1.shape[0], 3 + 2 * ctx.grid.levels)
         d_w1[:, : w1.shape[1]] = torch.addmm(a.t() @ d_slopes, d_hidden.t(), inputs)
-        d_w2 = d_out.t() @ h
-        d_w2[0] += d_a.sum(dim=0)
+        d_w2 = torch.cat([torch.addmv(d_a.sum(dim=0), h.t(), d_sdf)[None], d_feature.t() @ h])
+        d_b2 = torch.cat([d_sdf.sum()[None], d_feature.sum(dim=0)])
         inner = slopes[:, 3:].contiguous()
         d_table = cpu.table_gradient_outer(x, table, ctx.grid, d_inputs[:, 3:], inner, d_gradient)
         d_x = _d_x(x, table, ctx.grid, d_inputs, jacobian, inner, d_gradient) if ctx.needs_input_grad[0] else None
-        return d_x, d_table, d_w1, d_hidden.sum(dim=0), d_w2, d_out.sum(dim=0), None, None
+        return d_x, d_table, d_w1, d_hidden.sum(dim=0), d_w2, d_b2, None, None
 
 
 def _d_x(

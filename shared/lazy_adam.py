@@ -7,7 +7,9 @@ import torch
 from numba import njit, prange
 from torch import nn
 
-from shared.encoding.cpu import FAST
+from shared.encoding.cpu import FAST, ONE, ZERO, f32
+
+SPAN = 4096  # entries of a parallel task
 
 
 class TableAdam(torch.optim.Optimizer):
@@ -45,8 +47,8 @@ class TableAdam(torch.optim.Optimizer):
                 corrections = [1 / (1 - beta ** state["step"]) for beta in group["betas"]]
                 if self.backend == "cpu" and table.dtype == torch.float32:
                     arrays = (table.detach(), table.grad, state["mean"], state["square"])
-                    flat = [a.view(-1).numpy() for a in arrays]
-                    _adam_kernel(*flat, group["lr"], *group["betas"], group["eps"], *corrections)
+                    numbers = (group["lr"], *group["betas"], group["eps"], *corrections)
+                    _adam_kernel(*(a.numpy() for a in arrays), tuple(f32(number) for number in numbers))
                 elif self.backend == "triton":
                     from shared.encoding import gpu
 
@@ -57,23 +59,30 @@ class TableAdam(torch.optim.Optimizer):
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
-def _adam_kernel(parameter, gradient, mean, square, rate, beta1, beta2, epsilon, correction1, correction2):
-    """One Adam step (Kingma and Ba 2015, algorithm 1) on flat arrays, only where the gradient is not zero; clears it.
+def _adam_kernel(parameter, gradient, mean, square, numbers):
+    """One Adam step (Kingma and Ba 2015, algorithm 1) on tables (entries, 2), only where the gradient is not zero;
+    clears it. numbers: rate, beta 1, beta 2, epsilon, and the corrections 1 / (1 - beta^step) of both.
 
     Entries that no sample touched keep their moments, as in a lazy or sparse Adam.
     """
-    rate, beta1, beta2, epsilon = np.float32(rate), np.float32(beta1), np.float32(beta2), np.float32(epsilon)
-    correction1, correction2 = np.float32(correction1), np.float32(correction2)
-    one, zero, span = np.float32(1), np.float32(0), 16384
-    for task in prange((parameter.size + span - 1) // span):
-        for i in range(task * span, min(parameter.size, (task + 1) * span)):
-            g = gradient[i]
-            if g != zero:
-                m = beta1 * mean[i] + (one - beta1) * g
-                v = beta2 * square[i] + (one - beta2) * g * g
-                mean[i], square[i] = m, v
-                parameter[i] -= rate * (m * correction1) / (np.sqrt(v * correction2) + epsilon)
-                gradient[i] = zero
+    rate, beta1, beta2, epsilon, correction1, correction2 = numbers
+    entries = len(parameter)
+    for task in prange((entries + SPAN - 1) // SPAN):
+        # First which, without a branch, then those: branches on what a step happened to touch are mispredicted.
+        touched, count = np.empty(SPAN, np.int32), 0
+        for n in range(task * SPAN, min(entries, (task + 1) * SPAN)):
+            touched[count] = n
+            count += np.int32((gradient[n, 0] != ZERO) | (gradient[n, 1] != ZERO))
+        for row in range(count):
+            n = touched[row]
+            for k in range(2):
+                g = gradient[n, k]
+                if g != ZERO:
+                    m = beta1 * mean[n, k] + (ONE - beta1) * g
+                    v = beta2 * square[n, k] + (ONE - beta2) * g * g
+                    mean[n, k], square[n, k] = m, v
+                    parameter[n, k] -= rate * (m * correction1) / (np.sqrt(v * correction2) + epsilon)
+                    gradient[n, k] = ZERO
 
 
 def _adam(table: nn.Parameter, state: dict[str, Any], group: dict, corrections: list[float]) -> None:

@@ -1,5 +1,6 @@
 """The training loop of both doors: steps until the budget is spent, with logs, previews and checkpoints on the way."""
 
+import copy
 import math
 import os
 import sys
@@ -8,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shared.checkpoint import latest_checkpoint, save_checkpoint
+from shared.config import NONE
 from shared.errors import UserError
 from shared.ranks import all_sum, broadcast, is_first
 from shared.run_folder import Run
@@ -73,7 +76,7 @@ class Recorder:
         """Raise UserError when the loss is not finite, before anything is written."""
         loss, at = float(self.meter.sums.get("loss", 0.0)), f"at step {self.budget.steps}"
         if not math.isfinite(loss):
-            raise UserError(f"{self.run.folder}: the loss is {loss} {at}; lower the learning rates (--optim)")
+            raise UserError(f"{self.run.folder}: the loss is {loss} {at}; lower --optim.table and --optim.network")
 
     def report(self, bar: ProgressBar) -> None:
         """Log the means since the last report and show the loss."""
@@ -90,6 +93,10 @@ class Recorder:
         if not is_first():
             return
         state = {"trainer": self.trainer.state_dict(), "budget": self.budget.state_dict(), **self.extra}
+        if not _finite(state["trainer"]):
+            raise UserError(
+                f"{self.run.folder}: diverged by step {self.budget.steps}; lower --optim.table and --optim.network"
+            )
         state["peak_memory_mb"] = peak_memory_mb(torch.device(self.extra["device"]))
         state["meter"] = {"sums": dict(self.meter.sums), "count": self.meter.count}
         save_checkpoint(self.run.folder, self.kind, self.budget.steps, state)
@@ -143,16 +150,34 @@ def fit(
     return finished
 
 
-def restore(trainer: Trainer, run: Run, budget: Budget, kind: str) -> dict[str, Any]:
+def _finite(state: Any) -> bool:
+    """Whether all tensors in nested dicts and lists are finite."""
+    if isinstance(state, Tensor):
+        return not state.is_floating_point() or bool(state.isfinite().all())
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return all(_finite(part) for part in parts)
+
+
+def warm_up(trainer: Trainer) -> None:
+    """Run every kernel once and undo what that did: the budget should not pay for compiling them."""
+    before = copy.deepcopy(trainer.state_dict())
+    trainer.step(0.0)
+    trainer.load_state_dict(before)
+
+
+def restore(trainer: Trainer, run: Run, budget: Budget, kind: str, frame: list[float], source: str) -> dict[str, Any]:
     """Put trainer, budget and logs back to the newest readable checkpoint; returns what else was in it.
 
-    A run killed before its first checkpoint starts again from the beginning.
+    A run killed before its first checkpoint starts again from the beginning. Raises UserError where the data in
+    `source` now have another frame (scale, translation) than the run: they are not what it was made from.
     """
     if not any((run.folder / "checkpoints").glob("step_*.pt")):
         run.rewind(0)
         return {}
     checkpoint = latest_checkpoint(run.folder, kind)
     state = dict(checkpoint.state)
+    if not np.allclose(state["frame"], frame, rtol=1e-6):
+        raise UserError(f"{source}: is not what {run.folder} was made from; bring that back, or choose another --out")
     try:
         trainer.load_state_dict(state.pop("trainer"))
     except (RuntimeError, KeyError, ValueError) as error:
@@ -181,14 +206,14 @@ def with_length(train: Any, minutes: float) -> Any:
 
 def one_budget(overrides: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """A length given on the command line, in steps or in minutes, replaces the other kind in the preset."""
-    named = {name for name, _ in overrides}
     other = {"train.steps": "train.minutes", "train.minutes": "train.steps"}
-    return [*overrides, *((other[name], "none") for name in named if name in other and other[name] not in named)]
+    lengths = {name for name, text in overrides if name in other and text.lower() not in NONE}
+    return [*overrides, *((other[name], "none") for name in lengths if other[name] not in lengths)]
 
 
 def use_threads(count: int) -> None:
-    """Give torch and the kernels this many threads; 0 means every core that the process may use, of several
-    ranks their part."""
+    """Give torch and the kernels this many threads; 0 means every core; of several ranks, their part of the
+    machine's."""
     from shared.encoding import cpu
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

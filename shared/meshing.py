@@ -1,11 +1,11 @@
 """The zero set of a signed distance as a closed triangle mesh, at the price of the surface and not of the volume.
 
 Coarse to fine: a block of the lattice is looked into only if the zero set can cross it. With |f(x) - f(y)| <= L |x - y|
-and every point of a block at most half its diagonal d from the nearest corner, a zero inside needs a corner with
-|f| <= L d / 2; corners of both signs are kept in any case. Where a field is steeper than L after all, `_close` follows
-the surface from brick to brick, so that no hole is left.
+a zero at x needs |f(c)| <= L |x - c| at every corner c of its block, which is asked of each octant of the block. Blocks
+with corners of both signs are kept in any case. Where a field is steeper than L after all, `_close` follows the surface
+from brick to brick, so that no hole is left.
 
-Marching cubes (Lorensen and Cline 1987) then names each vertex by the lattice edge it lies on. The same edge is the
+Marching cubes (Lorensen and Cline 1987) then numbers each vertex by the lattice edge it lies on. The same edge is the
 same vertex in whichever cell, so there are no seams to weld.
 """
 
@@ -19,7 +19,8 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from shared import brick_kernels
-from shared.bricks import BRICK, BrickLattice, Sampler, batches
+from shared.brick_kernels import BRICK
+from shared.bricks import BrickLattice, Sampler
 from shared.errors import UserError
 from shared.mesh import (
     Mesh,
@@ -42,8 +43,7 @@ __all__ = [
     "volume",
 ]
 
-CORNERS = tuple(product((0, 1), repeat=3))
-END_GAP = 1e-3  # of an edge: a vertex keeps this far from the nodes, so that no face degenerates
+CORNERS = np.array(list(product((0, 1), repeat=3)), bool)  # of a cell, in the order of its sign pattern
 
 
 def extract_mesh(
@@ -67,12 +67,11 @@ def extract_mesh(
         raise ValueError(f"no lattice of {resolution} cells between {lower} and {upper}")
     sample = _node_sampler(sdf, np.asarray(lower, np.float64), spacing, resolution, device)
     lattice = BrickLattice(sample, resolution, chunk)
-    _refine(lattice, lipschitz * float(np.linalg.norm(spacing)) / 2)
+    octant = np.where(CORNERS, spacing, spacing / 2)
+    _refine(lattice, (lipschitz * np.linalg.norm(octant, axis=1)).astype(np.float32))
     _close(lattice)
-    slots = np.arange(1, len(lattice.bricks))
-    edges = np.concatenate([np.empty((0, 3), np.int64), *(_triangles(lattice, part) for _, part in batches(slots))])
-    keys, faces = np.unique(edges, return_inverse=True)
-    return Mesh(_vertices(lattice, keys) * spacing + lower, faces.reshape(-1, 3))
+    mesh = _triangulate(lattice)
+    return Mesh(mesh.vertices * spacing + lower, mesh.faces)
 
 
 def _node_sampler(
@@ -101,42 +100,67 @@ def _node_sampler(
     return sample
 
 
-def _refine(lattice: BrickLattice, reach: float) -> None:
-    """Evaluate what the zero set can cross, halving the blocks from 8 cells down to 1.
+def _refine(lattice: BrickLattice, reach: NDArray[np.float32]) -> None:
+    """Evaluate what the zero set can cross, halving the blocks down to single cells.
 
-    reach: L times half the diagonal of one cell.
+    reach (8,): L times the farthest that a point of a cell's octant is from a corner, see `brick_kernels.narrow`.
     """
-    bricks = np.argwhere(_may_cross(lattice.coarse, BRICK * reach))
-    lattice.allocate_around(bricks)
+    bricks = np.argwhere(_crossable_bricks(lattice, BRICK * reach))
+    lattice.allocate(bricks)
     keep = np.ones((len(bricks), 1, 1, 1), bool)
     for stride in (4, 2, 1):
         lattice.request(bricks, keep, stride)
         lattice.evaluate()
         if stride > 1:
-            keep = keep.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
-            brick_kernels.narrow(lattice.values, lattice.slot, bricks, stride, np.float32(stride * reach), keep)
+            keep = _halved(keep, first_axis=1)
+            brick_kernels.narrow(lattice.values, lattice.slot, bricks, stride, np.float32(stride) * reach, keep)
+
+
+def _crossable_bricks(lattice: BrickLattice, reach: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The bricks that the zero set can cross, from their corners; `reach` is that of one brick."""
+    stride = lattice.stride
+    wanted = np.ones(((len(lattice.coarse) - 1) // stride + 1,) * 3, bool)
+    while True:
+        nodes = lattice.evaluate_coarse(wanted, stride)
+        keep = np.empty(np.subtract(nodes.shape, 1), bool)
+        brick_kernels.crossable(nodes, np.float32(stride) * reach, keep)
+        if stride == 1:
+            return keep
+        stride //= 2
+        wanted = _corners_of(_halved(keep, first_axis=0))
+
+
+def _halved(blocks: NDArray[np.bool_], first_axis: int) -> NDArray[np.bool_]:
+    """The same set in blocks of half the width, along three axes."""
+    for axis in range(first_axis, first_axis + 3):
+        blocks = blocks.repeat(2, axis)
+    return blocks
+
+
+def _corners_of(blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """From blocks (a, b, c) to nodes (a + 1, b + 1, c + 1): the corners of those that are set."""
+    blocks = np.pad(blocks, 1)
+    blocks = blocks[1:] | blocks[:-1]
+    blocks = blocks[:, 1:] | blocks[:, :-1]
+    return blocks[..., 1:] | blocks[..., :-1]
 
 
 def _close(lattice: BrickLattice) -> None:
     """Follow the surface out of the known region: fill each brick with a crossed cell that is not known in full."""
-    slots = np.arange(1, len(lattice.bricks))
-    while len(slots):
-        leaks = np.concatenate([lattice.bricks[part][lattice.patterns(part)[1]] for _, part in batches(slots)])
-        slots = lattice.allocate_around(leaks)
-        lattice.request(leaks, np.ones((len(leaks), *(BRICK // 2,) * 3), bool), 1)
+    changed = lattice.bricks[1:]
+    while len(changed):
+        bricks = lattice.around(changed)
+        changed = bricks[_survey(lattice, bricks)[0]]
+        lattice.allocate(changed)
+        lattice.request(changed, np.ones((len(changed), *(BRICK // 2,) * 3), bool), 1)
         lattice.evaluate()
 
 
-def _may_cross(nodes: NDArray[np.float32], reach: float) -> NDArray[np.bool_]:
-    """Blocks (a, b, c) that the zero set can cross, from values (a+1, b+1, c+1) at their corners."""
-    return _any_corner(np.abs(nodes) <= reach) | (_any_corner(nodes < 0) & _any_corner(nodes >= 0))
-
-
-def _any_corner(nodes: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """From (a+1, b+1, c+1) nodes to (a, b, c) blocks: whether any of the eight corners is set."""
-    nodes = nodes[1:] | nodes[:-1]
-    nodes = nodes[:, 1:] | nodes[:, :-1]
-    return nodes[..., 1:] | nodes[..., :-1]
+def _survey(lattice: BrickLattice, bricks: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which bricks (m, 3) the surface leaves for unknown nodes, and their numbers of vertices and triangles (m, 2)."""
+    leaks, counts = np.empty(len(bricks), bool), np.empty((len(bricks), 2), np.int64)
+    brick_kernels.survey(lattice.values, lattice.slot, bricks, CASE_FIRST, leaks, counts)
+    return leaks, counts
 
 
 def _case_table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -158,27 +182,16 @@ def _case_table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 CASE_EDGES, CASE_FIRST = _case_table()
 
 
-def _triangles(lattice: BrickLattice, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Triangles (T, 3) of the bricks' known cells; a vertex is 3 * (linear index of the edge's lower node) + axis."""
-    pattern = lattice.patterns(slots)[0]
-    row, *local = np.nonzero((pattern != 0) & (pattern != 255))
-    pattern = pattern[(row, *local)]
-
-    counts = CASE_FIRST[1:][pattern] - CASE_FIRST[pattern]
-    cell = np.repeat(np.arange(len(row)), counts)
-    triangle = np.arange(len(cell)) + np.repeat(CASE_FIRST[pattern] - (np.cumsum(counts) - counts), counts)
-    shape = (lattice.side,) * 3
-    nodes = lattice.bricks[slots[row]] * BRICK + np.stack(local, axis=-1)
-    lower = np.ravel_multi_index(tuple(nodes.T), shape)
-    step = CASE_EDGES[..., :3] @ np.array([lattice.side**2, lattice.side, 1])
-    return 3 * lower[cell, None] + (3 * step + CASE_EDGES[..., 3])[triangle]
-
-
-def _vertices(lattice: BrickLattice, keys: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Where the linear interpolant vanishes on each edge: (V, 3) in units of the lattice."""
-    node, axis = np.divmod(keys, 3)
-    start = np.stack(np.unravel_index(node, (lattice.side,) * 3), axis=-1)
-    along = np.eye(3, dtype=np.int64)[axis]
-    from_value = lattice.at(start).astype(np.float64)
-    position = from_value / (from_value - lattice.at(start + along))
-    return start + np.clip(position, END_GAP, 1 - END_GAP)[:, None] * along
+def _triangulate(lattice: BrickLattice) -> Mesh:
+    """The surface in units of the lattice."""
+    counts = _survey(lattice, lattice.bricks[1:])[1]
+    used = np.flatnonzero(counts.any(axis=1))
+    bricks, counts = lattice.bricks[1 + used], counts[used]
+    begin = np.cumsum(counts, axis=0) - counts
+    row = np.zeros(len(lattice.bricks), np.int32)
+    row[1 + used] = np.arange(len(used))
+    vertices, faces = (np.empty((n, 3), kind) for n, kind in zip(counts.sum(axis=0), (np.float64, np.int64)))
+    codes = np.empty((len(used), BRICK, BRICK, BRICK), np.uint16)
+    brick_kernels.place_vertices(lattice.values, lattice.slot, bricks, begin[:, 0], vertices, codes)
+    brick_kernels.join_triangles(lattice.values, lattice.slot, bricks, CASE_EDGES, CASE_FIRST, begin, row, codes, faces)
+    return Mesh(vertices, faces)

@@ -1,6 +1,8 @@
 """What `eval` of both doors says of a surface, as a table for people and eval.json for programs."""
 
+import itertools
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from shared.run_folder import atomic_write
 # Precision, recall and F-score count what lies within this share of the truth's bounding-box diagonal.
 THRESHOLD = 0.005
 # Queries for the parallelism of level sets lie around the surface with this standard deviation, in field units.
-QUERY_SPREAD = 0.02
+QUERY_SPREAD, QUERIES = 0.02, 50_000
+# No header of a PLY file is longer; a file without an end of it may be anything.
+HEADER_LINES = 1000
 # What the table says beside the figures. Lengths are in the units of the input.
 LENGTHS = ("chamfer_l1", "accuracy", "completeness", "hausdorff", "threshold")
 MEANINGS = {
@@ -54,8 +58,8 @@ def has_faces(path: Path) -> bool:
     with open(path, "rb") as file:
         if path.suffix.lower() == ".obj":
             return any(line.startswith(b"f ") for line in file)
-        header = file.read(4096).split(b"end_header")[0]
-    return any(line.split()[2] != b"0" for line in header.splitlines() if line.startswith(b"element face"))
+        header = itertools.takewhile(lambda line: line.strip() != b"end_header", itertools.islice(file, HEADER_LINES))
+        return any(line.split()[2:] != [b"0"] for line in header if line.startswith(b"element face"))
 
 
 def topology(mesh: Mesh) -> dict[str, Any]:
@@ -78,12 +82,18 @@ def against_cloud(mesh: Mesh, points: NDArray[np.float64], normals: NDArray[np.f
     return {"diagonal": size, **compare_cloud(mesh, points, normals, threshold=THRESHOLD * size)}
 
 
-def level_set_angle(field: Field, mesh: Mesh, to_world: Similarity, device: torch.device, count: int = 50_000) -> float:
-    """Mean angle in degrees between gradients at queries around the mesh (world frame) and at their pulled points."""
-    points, _ = sample_surface(mesh, count, seed=0)
+def level_set_angle(
+    field: Field, mesh: Mesh, to_world: Similarity, device: torch.device, order: float = math.inf
+) -> float:
+    """Mean angle in degrees between gradients at queries around the mesh (world frame) and at their pulled points.
+
+    Queries stay where the field was learnt: the box, the unit ball of the norm of order infinity, or with order 2 the
+    unit sphere.
+    """
+    points, _ = sample_surface(mesh, QUERIES, seed=0)
     noise = np.random.default_rng(0).normal(scale=QUERY_SPREAD, size=points.shape)
     queries = torch.from_numpy((to_world.to_unit(points) + noise).astype(np.float32))
-    return parallelism(field, queries[queries.norm(dim=1) < 1].to(device))
+    return parallelism(field, queries[queries.norm(p=order, dim=1) < 1].to(device))
 
 
 def warn_if_stale(mesh: Path, program: str) -> None:

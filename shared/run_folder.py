@@ -39,7 +39,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise UserError(f"{path}: is a folder; give the name of a file")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with _blaming(path):
+        with blaming(path):
             with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
@@ -86,7 +86,7 @@ class Run:
         numbers = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         line = json.dumps({"step": step, "seconds": round(seconds, 3), **finite}) + "\n"
-        with _blaming(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
+        with blaming(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(line)  # one write, so that a killed run leaves whole lines
         for name, value in numbers.items():
             self.tensorboard.add_scalar(name, value, step)
@@ -133,7 +133,7 @@ class SilentRun(Run):
         """Nothing."""
 
     def image(self, name: str, step: int, image: NDArray[np.uint8]) -> Path:
-        """Nothing; returns where the image would be."""
+        """Nothing; returns the run's folder."""
         return self.folder
 
     def rewind(self, step: int) -> None:
@@ -169,7 +169,7 @@ def _logged_step(line: str) -> float:
 
 
 @contextmanager
-def _blaming(path: Path) -> Iterator[None]:
+def blaming(path: Path) -> Iterator[None]:
     """Name the file in errors of the disk that come without a name, as those of write() do."""
     try:
         yield

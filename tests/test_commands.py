@@ -93,6 +93,9 @@ def test_mvrecon_from_photos_to_figures(scene: Path, tmp_path: Path, capsys: pyt
     film = tmp_path / "orbit.mp4"
     assert mvrecon.commands.main(["render", str(run), "--path", "orbit", "--frames", "3", "--out", str(film)]) == 0
     assert film.stat().st_size > 1000
+    capsys.readouterr()
+    line = refused(capsys, mvrecon.commands.main, ["render", str(run), "--out", str(tmp_path / "orbit.gif")])
+    assert ".mp4 only" in line
     truth = scene.parent / "truth.ply"
     assert mvrecon.commands.main(["eval", str(run), "--gt-mesh", str(truth), "--gt-points", str(truth)]) == 0
     figures = json.loads((run / "eval.json").read_text())

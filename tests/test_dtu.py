@@ -125,8 +125,22 @@ def test_photos_taken_out_are_matched_by_the_number_in_their_name(root):
     (root / "mask" / "001.png").unlink()
     scene = load_dtu(root)
     np.testing.assert_array_equal(scene.cameras.centres, expected.cameras.centres[[0, 2, 3, 4]])
+    save_cameras(root, world_mat_1=None)
+    np.testing.assert_array_equal(load_dtu(root).cameras.centres, scene.cameras.centres)
+    save_cameras(root)
     (root / "image" / "000000.png").rename(root / "image" / "front.png")
     refused(root, "5 cameras for 4 photos")
+
+
+def test_photos_counted_from_one_are_matched_by_rank_or_not_at_all(root):
+    """Cameras are counted from 0: with a photo gone, its number would name its neighbour's camera."""
+    expected = load_dtu(root)
+    for i in reversed(range(VIEWS)):
+        (root / "image" / f"{i:06d}.png").rename(root / "image" / f"{i + 1:06d}.png")
+    np.testing.assert_array_equal(load_dtu(root).cameras.centres, expected.cameras.centres)
+    (root / "image" / f"{VIEWS:06d}.png").unlink()
+    (root / "mask" / f"{VIEWS - 1:03d}.png").unlink()
+    refused(root, "5 cameras for 4 photos", "take the other cameras out")
 
 
 def test_missing_folders_and_files(root):

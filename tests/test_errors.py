@@ -1,7 +1,6 @@
 """What a command's body may raise, and the one line and exit code that users get for it."""
 
 import errno
-import sys
 
 import pytest
 
@@ -12,6 +11,8 @@ CASES = [
     (OSError(errno.ENOSPC, "No space", "out/mesh.ply"), 2, "out/mesh.ply: the disk is full"),
     (OSError(errno.EIO, "Input/output error", "x"), 1, "not foreseen"),
     (MemoryError(), 2, "too little"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "too little"),
+    (RuntimeError("sizes differ"), 1, "not foreseen"),
     (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     (KeyboardInterrupt(), 130, "interrupted"),
 ]
@@ -29,10 +30,9 @@ def test_one_line_and_a_code(error: BaseException, code: int, words: str, capsys
 
 
 @pytest.mark.parametrize("error", [case[0] for case in CASES])
-def test_debug_keeps_the_traceback(error: BaseException, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["mvrecon", "--debug"])
+def test_debug_keeps_the_traceback(error: BaseException):
     with pytest.raises(type(error)):
-        main_guard(lambda: raises(error))
+        main_guard(lambda: raises(error), debug=True)
 
 
 def test_a_body_that_ends_well():

@@ -50,11 +50,22 @@ class Plain(Run):
         add_scalar = staticmethod(lambda *_: None)
 
 
-def start(folder: Path, steps: int, trainer: Stub, resume: bool = False, save_seconds: float = 1e9, **options):
+FRAME = [2.0, 0.0, -1.0, 5e6]
+
+
+def start(
+    folder: Path,
+    steps: int,
+    trainer: Stub,
+    resume: bool = False,
+    save_seconds: float = 1e9,
+    frame: list[float] = FRAME,
+    **options,
+):
     run, budget = Plain(open_run(folder, resume).folder), Budget(steps)
-    extra = restore(trainer, run, budget, KIND) if resume else {}
+    extra = restore(trainer, run, budget, KIND, frame, "scan.ply") if resume else {}
     run.write_config("seed: 0\n")
-    extra["device"] = "cpu"
+    extra |= {"device": "cpu", "frame": frame}
     return fit(trainer, run, budget, KIND, save_seconds, extra, **options)
 
 
@@ -115,7 +126,7 @@ def test_a_killed_run_does_its_last_steps_again(tmp_path: Path):
 @pytest.mark.parametrize("step", [70, 110, 120])
 def test_a_loss_that_is_not_finite_is_an_error_and_is_not_saved(tmp_path: Path, step: int):
     """Also after the last line of the log."""
-    with pytest.raises(UserError, match="learning rate"):
+    with pytest.raises(UserError, match="lower --optim"):
         start(tmp_path / "run", 120, Stub(blow_up_at=step), save_seconds=0.0)
     assert latest_checkpoint(tmp_path / "run", KIND).step == (50 if step == 70 else 100)
 
@@ -128,6 +139,29 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path: Path):
     start(tmp_path / "run", 10, Stub())
     with pytest.raises(UserError, match=r"step_00000010\.pt: holds another model"):
         start(tmp_path / "run", 20, Other(), resume=True)
+
+
+def test_other_data_than_the_run_was_made_from_are_refused_before_anything_is_lost(tmp_path: Path):
+    start(tmp_path / "run", 60, Stub())
+    kept = curve(tmp_path / "run")
+    with pytest.raises(UserError, match=r"scan\.ply: is not what .*run was made from"):
+        start(tmp_path / "run", 80, Stub(), resume=True, frame=[2.0, 0.0, -1.0, 5e6 + 50])
+    assert curve(tmp_path / "run") == kept
+    assert start(tmp_path / "run", 80, Stub(), resume=True, frame=[2.0 + 1e-9, 0.0, -1.0, 5e6])
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path):
+    """The loss of the last step was still fine: what the step made of the weights was not."""
+
+    class Diverging(Stub):
+        def step(self, progress: float) -> dict[str, Tensor]:
+            terms = super().step(progress)
+            self.value = self.value / 0 if self.steps == 70 else self.value
+            return terms
+
+    with pytest.raises(UserError, match="diverged by step 70; lower --optim"):
+        start(tmp_path / "run", 70, Diverging(), save_seconds=0.0)
+    assert latest_checkpoint(tmp_path / "run", KIND).step == 50
 
 
 def test_a_spent_budget_of_minutes_is_said_and_nothing_is_done(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -153,5 +187,6 @@ def test_previews_come_evenly_and_not_at_the_end(tmp_path: Path):
 def test_the_length_on_the_command_line_replaces_that_of_the_preset():
     assert one_budget([("train.minutes", "5")]) == [("train.minutes", "5"), ("train.steps", "none")]
     assert one_budget([("train.steps", "9"), ("seed", "1")])[-1] == ("train.minutes", "none")
+    assert one_budget([("train.steps", "none")]) == [("train.steps", "none")]
     both = [("train.steps", "9"), ("train.minutes", "5")]
     assert one_budget(both) == both

@@ -49,9 +49,8 @@ def rendered():
     torch.manual_seed(0)
     field = build_field(FieldConfig(levels=2, base=4, finest=8, log2_entries=9), torch.device("cpu"))
     points = 1.6 * torch.rand(20, 3) - 0.8
-    opacity, depth, normal = torch.tensor([0.8, 0.3]), torch.ones(2), torch.ones(2, 3)
-    hit = torch.tensor([True, False])
-    rendering = Rendering(COLOR, opacity, depth, normal, hit, points, field.geometry(points))
+    opacity, hit, along = torch.tensor([0.8, 0.3]), torch.tensor([True, False]), torch.ones(1, 20)
+    rendering = Rendering(COLOR, opacity, hit, along, along, points, field.geometry(points))
     return field, rendering, RayBatch(torch.zeros(2, 3), torch.ones(2, 3), TRUTH, torch.tensor([1.0, 0.0]))
 
 

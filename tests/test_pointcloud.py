@@ -186,6 +186,8 @@ def test_binary_content_in_a_text_file(tmp_path):
     refused(tmp_path / "cloud.xyz")
     (tmp_path / "cloud.obj").write_bytes(b"v 1 2 3\nv one 2 3\n")
     refused(tmp_path / "cloud.obj", "OBJ")
+    (tmp_path / "cloud.obj").write_bytes(b"v 1 2\n" * 60)
+    refused(tmp_path / "cloud.obj", "OBJ")
 
 
 def test_too_few_or_equal_points(tmp_path):

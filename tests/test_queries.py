@@ -65,14 +65,14 @@ def test_equal_seeds_give_equal_batches_and_others_do_not():
 
 def test_refresh_replaces_the_oldest_queries_in_turn():
     queries = sampler(space_share=0.2, pool=1000)
-    near, space = queries._near.queries.copy(), queries._space.queries.copy()
+    near, space = queries._near.pairs.copy(), queries._space.pairs.copy()
     queries.refresh(250)
-    changed = (queries._near.queries != near).any(axis=1), (queries._space.queries != space).any(axis=1)
+    changed = (queries._near.pairs != near).any(axis=1), (queries._space.pairs != space).any(axis=1)
     assert changed[0][:200].all() and not changed[0][200:].any()
     assert changed[1][:50].all() and not changed[1][50:].any()
     for _ in range(3):
         queries.refresh(250)
-    assert (queries._near.queries != near).any(axis=1).all() and (queries._space.queries != space).any(axis=1).all()
+    assert (queries._near.pairs != near).any(axis=1).all() and (queries._space.pairs != space).any(axis=1).all()
 
 
 def test_a_resumed_sampler_draws_the_same_batches():

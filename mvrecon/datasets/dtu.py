@@ -98,15 +98,19 @@ def _read_matrices(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _camera_numbers(path: Path, photos: list[Path], matrices: dict[str, NDArray[np.generic]]) -> list[int]:
-    """Which world_mat belongs to each photo: its rank, or where photos were taken out, the number in its name."""
+    """Which world_mat belongs to each photo: that with the number in its name, or of its rank where there are as many.
+
+    Where photos were taken out the names must tell; photos counted from 1 do not, with cameras counted from 0.
+    """
     available = {int(key.rsplit("_", 1)[1]) for key in matrices if key.startswith("world_mat_")}
-    if len(available) <= len(photos):
-        return list(range(len(photos)))
     numbers = [int(photo.stem) if photo.stem.isdecimal() else -1 for photo in photos]
-    if not available.issuperset(numbers) or len(set(numbers)) < len(numbers):
+    if len(available) <= len(photos) and set(numbers) != available:
+        return list(range(len(photos)))
+    shifted = 0 in available and 0 not in numbers and len(available) > len(photos)
+    if not available.issuperset(numbers) or len(set(numbers)) < len(numbers) or shifted:
         raise UserError(
             f"{path}: {len(available)} cameras for {len(photos)} photos, and the photos' names do not say which; "
-            "name each photo by the number of its world_mat, or write one camera per photo"
+            "name each photo by the number of its world_mat, and take the other cameras out"
         )
     return numbers
 

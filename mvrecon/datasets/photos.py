@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import UserError
-from shared.run_folder import make_folder
+from shared.run_folder import blaming, make_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+# Users' own photos may be large; Pillow's limit is against strangers' files.
+Image.MAX_IMAGE_PIXELS = None
 DECODERS = 4  # threads; decoding and resizing release the interpreter lock
 
 
@@ -94,7 +96,8 @@ def _room(shape: tuple[int, ...], cache: Path | None) -> NDArray[np.uint8]:
     with tempfile.TemporaryFile(dir=cache) as file:
         # Reserved now: a disk found full in the middle of a write to mapped memory would kill the process.
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, needed)
+            with blaming(cache):
+                os.posix_fallocate(file.fileno(), 0, needed)
         else:
             file.truncate(needed)
         return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)

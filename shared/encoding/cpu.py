@@ -16,8 +16,8 @@ from shared.encoding.grid import PRIMES, HashGrid, gradient_of
 f32, i32, u32 = np.float32, np.int32, np.uint32
 ONE, ZERO, HALF = f32(1), f32(0), f32(0.5)
 PRIME_Y, PRIME_Z = u32(PRIMES[1]), u32(PRIMES[2])
-# Points encoded together, and where their columns lie in the scratch space of `encode_block`.
-BLOCK = 128
+# Points encoded together, how many a thread takes level by level, and where columns lie in a block's scratch space.
+BLOCK, CHUNK = 128, 2048
 FRACTIONS, SLOPES, VALUES, RESULTS, SCRATCH = 3 * BLOCK, 6 * BLOCK, 9 * BLOCK, 25 * BLOCK, 33 * BLOCK
 # All of fast-math but the assumption that nothing is infinite or not a number: a diverged run must be seen to diverge.
 FAST = {"contract", "arcp", "nsz", "reassoc", "afn"}
@@ -62,33 +62,41 @@ def _corners(ix, iy, iz, resolution, offset, dense, mask, rows):
         rows[7] = i32((x1 ^ y1 ^ z1) & mask) + offset
 
 
-@njit(fastmath=FAST, cache=True)
-def encode_block(x, table, levels, first, count, numbers, rows, features, jacobian):
-    """`count` <= BLOCK rows of features (n, 2 L) and, unless it is empty, of jacobian (n, 3, 2 L), from row `first` on.
-
-    Works level by level on columns of BLOCK points, in scratch space that the caller provides: `numbers` (SCRATCH,) and
-    `rows` (11 BLOCK,). Columns at constant distances in one array are what lets the compiler vectorise over points.
-    """
+@njit(inline="always")
+def _place_block(x, levels, level, first, count, scratch):
+    """Where `count` points from row `first` on lie on a level: their columns of fractions, slopes and table rows."""
+    numbers, rows = scratch
     for axis in range(3):
         for i in range(count):
             numbers[axis * BLOCK + i] = x[first + i, axis]
-    mask, with_jacobian = u32(levels[-1, 0]), jacobian.shape[0] > 0
-    for level in range(features.shape[1] // 2):
-        _locate(f32(levels[level, 0]), numbers, rows)
-        _columns_of_rows(levels[level], mask, rows)
-        for corner in range(8):
-            for i in range(BLOCK):
-                entry = u32(rows[corner * BLOCK + i])
-                numbers[VALUES + 2 * corner * BLOCK + i] = table[entry, 0]
-                numbers[VALUES + (2 * corner + 1) * BLOCK + i] = table[entry, 1]
-        for k in range(2):
-            _interpolate(numbers, VALUES + k * BLOCK, RESULTS + 4 * k * BLOCK)
-            for i in range(count):
-                features[first + i, 2 * level + k] = numbers[RESULTS + 4 * k * BLOCK + i]
-            if with_jacobian:
-                for axis in range(3):
-                    for i in range(count):
-                        jacobian[first + i, axis, 2 * level + k] = numbers[RESULTS + (4 * k + 1 + axis) * BLOCK + i]
+    _locate(f32(levels[level, 0]), numbers, rows)
+    _columns_of_rows(levels[level], u32(levels[-1, 0]), rows)
+
+
+@njit(fastmath=FAST, cache=True)
+def _encode_block(x, table, levels, level, first, scratch, results):
+    """One level's columns of features (n, 2 L) and, unless it is empty, of jacobian (n, 3, 2 L), for the BLOCK points
+    from row `first` on.
+
+    Works on columns of BLOCK points, in scratch space that the caller provides: numbers (SCRATCH,), rows (11 BLOCK,).
+    Columns at constant distances in one array are what lets the compiler vectorise over points.
+    """
+    (numbers, rows), (features, jacobian) = scratch, results
+    count = min(BLOCK, features.shape[0] - first)
+    _place_block(x, levels, level, first, count, scratch)
+    for corner in range(8):
+        for i in range(BLOCK):
+            entry = u32(rows[corner * BLOCK + i])
+            numbers[VALUES + 2 * corner * BLOCK + i] = table[entry, 0]
+            numbers[VALUES + (2 * corner + 1) * BLOCK + i] = table[entry, 1]
+    for k in range(2):
+        _interpolate(numbers, VALUES + k * BLOCK, RESULTS + 4 * k * BLOCK)
+        for i in range(count):
+            features[first + i, 2 * level + k] = numbers[RESULTS + 4 * k * BLOCK + i]
+        if jacobian.shape[0] > 0:
+            for axis in range(3):
+                for i in range(count):
+                    jacobian[first + i, axis, 2 * level + k] = numbers[RESULTS + (4 * k + 1 + axis) * BLOCK + i]
 
 
 @njit(inline="always")
@@ -148,74 +156,89 @@ def _interpolate(numbers, values, results):
 def forward(x, table, levels, features, jacobian):
     """features (n, 2 L) and, unless it is empty, jacobian (n, 3, 2 L) at x (n, 3)."""
     count = features.shape[0]
-    for task in prange((count + BLOCK - 1) // BLOCK):
-        numbers, rows = np.zeros(SCRATCH, f32), np.zeros(11 * BLOCK, i32)
-        first = task * BLOCK
-        encode_block(x, table, levels, first, min(BLOCK, count - first), numbers, rows, features, jacobian)
+    for task in prange((count + CHUNK - 1) // CHUNK):
+        scratch = (np.zeros(SCRATCH, f32), np.zeros(11 * BLOCK, i32))
+        # Level by level: the part of the table that many points read then stays in the cache.
+        for level in range(features.shape[1] // 2):
+            for first in range(task * CHUNK, min(count, (task + 1) * CHUNK), BLOCK):
+                _encode_block(x, table, levels, level, first, scratch, (features, jacobian))
 
 
 @njit(inline="always")
-def _scatter(grad_table, rows, k, value, g, w, u):
-    """Add to the corners' entries of feature k what `value`, on the feature, and `g`, on its slopes, ask for."""
-    gx, gy, gz = g
-    wx, wy, wz = w
-    ux, uy, uz = u
-    x0, x1 = ux * value - gx, wx * value + gx
-    b00, b01 = uy * x0 - ux * gy, wy * x0 + ux * gy
-    b10, b11 = uy * x1 - wx * gy, wy * x1 + wx * gy
-    z00, z01, z10, z11 = ux * uy * gz, ux * wy * gz, wx * uy * gz, wx * wy * gz
-    grad_table[rows[0], k] += uz * b00 - z00
-    grad_table[rows[1], k] += wz * b00 + z00
-    grad_table[rows[2], k] += uz * b01 - z01
-    grad_table[rows[3], k] += wz * b01 + z01
-    grad_table[rows[4], k] += uz * b10 - z10
-    grad_table[rows[5], k] += wz * b10 + z10
-    grad_table[rows[6], k] += uz * b11 - z11
-    grad_table[rows[7], k] += wz * b11 + z11
+def _shares(numbers, k):
+    """The transpose of `_interpolate`: what feature k's value and slopes, in the columns of results, ask of the
+    corners."""
+    value, columns = RESULTS + 4 * k * BLOCK, VALUES + k * BLOCK
+    for i in range(BLOCK):
+        wx, wy, wz = numbers[FRACTIONS + i], numbers[FRACTIONS + BLOCK + i], numbers[FRACTIONS + 2 * BLOCK + i]
+        ux, uy, uz = f32(ONE - wx), f32(ONE - wy), f32(ONE - wz)
+        gx = numbers[value + BLOCK + i] * numbers[SLOPES + i]
+        gy = numbers[value + 2 * BLOCK + i] * numbers[SLOPES + BLOCK + i]
+        gz = numbers[value + 3 * BLOCK + i] * numbers[SLOPES + 2 * BLOCK + i]
+        x0, x1 = ux * numbers[value + i] - gx, wx * numbers[value + i] + gx
+        b00, b01 = uy * x0 - ux * gy, wy * x0 + ux * gy
+        b10, b11 = uy * x1 - wx * gy, wy * x1 + wx * gy
+        z00, z01, z10, z11 = ux * uy * gz, ux * wy * gz, wx * uy * gz, wx * wy * gz
+        numbers[columns + i], numbers[columns + 2 * BLOCK + i] = uz * b00 - z00, wz * b00 + z00
+        numbers[columns + 4 * BLOCK + i], numbers[columns + 6 * BLOCK + i] = uz * b01 - z01, wz * b01 + z01
+        numbers[columns + 8 * BLOCK + i], numbers[columns + 10 * BLOCK + i] = uz * b10 - z10, wz * b10 + z10
+        numbers[columns + 12 * BLOCK + i], numbers[columns + 14 * BLOCK + i] = uz * b11 - z11, wz * b11 + z11
+
+
+@njit(inline="always")
+def _scatter_block(grad_table, scratch, count):
+    """Add the shares of the block's corners to their table rows."""
+    numbers, rows = scratch
+    for k in range(2):
+        _shares(numbers, k)
+    for corner in range(8):
+        first, second = VALUES + 2 * corner * BLOCK, VALUES + (2 * corner + 1) * BLOCK
+        for i in range(count):
+            row = u32(rows[corner * BLOCK + i])
+            grad_table[row, 0] += numbers[first + i]
+            grad_table[row, 1] += numbers[second + i]
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
 def backward_table(x, levels, grad_features, grad_jacobian, grad_table, tasks):
     """Adds to grad_table what grad_features (n, 2 L) and, unless it is empty, grad_jacobian (n, 3, 2 L) ask for."""
-    with_jacobian = grad_jacobian.shape[0] > 0
-    mask = u32(levels[-1, 0])
     for task in prange(tasks):
-        rows = np.empty(8, i32)
+        scratch = (np.zeros(SCRATCH, f32), np.zeros(11 * BLOCK, i32))
+        numbers = scratch[0]
         # Interleaved, because fine levels cost more than coarse ones: every task gets its share of both.
         for level in range(task, grad_features.shape[1] // 2, tasks):
-            resolution, offset, dense = f32(levels[level, 0]), i32(levels[level, 1]), levels[level, 2] == 1
-            for n in range(x.shape[0]):
-                ix, wx, sx = _axis(x[n, 0], resolution)
-                iy, wy, sy = _axis(x[n, 1], resolution)
-                iz, wz, sz = _axis(x[n, 2], resolution)
-                _corners(ix, iy, iz, resolution, offset, dense, mask, rows)
-                w, u = (wx, wy, wz), (f32(ONE - wx), f32(ONE - wy), f32(ONE - wz))
+            for first in range(0, x.shape[0], BLOCK):
+                count = min(BLOCK, x.shape[0] - first)
+                _place_block(x, levels, level, first, count, scratch)
                 for k in range(2):
-                    c, g = 2 * level + k, (ZERO, ZERO, ZERO)
-                    if with_jacobian:
-                        g = (grad_jacobian[n, 0, c] * sx, grad_jacobian[n, 1, c] * sy, grad_jacobian[n, 2, c] * sz)
-                    _scatter(grad_table, rows, k, grad_features[n, c], g, w, u)
+                    column = RESULTS + 4 * k * BLOCK
+                    for i in range(count):
+                        numbers[column + i] = grad_features[first + i, 2 * level + k]
+                        if grad_jacobian.shape[0] > 0:
+                            for axis in range(3):
+                                slope = grad_jacobian[first + i, axis, 2 * level + k]
+                                numbers[column + (1 + axis) * BLOCK + i] = slope
+                _scatter_block(grad_table, scratch, count)
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
 def backward_table_outer(x, levels, grad_features, inner, direction, grad_table, tasks):
     """`backward_table` for grad_jacobian[n, a, c] = direction[n, a] * inner[n, c], without writing that down."""
-    mask = u32(levels[-1, 0])
     for task in prange(tasks):
-        rows = np.empty(8, i32)
+        scratch = (np.zeros(SCRATCH, f32), np.zeros(11 * BLOCK, i32))
+        numbers = scratch[0]
         for level in range(task, grad_features.shape[1] // 2, tasks):
-            resolution, offset, dense = f32(levels[level, 0]), i32(levels[level, 1]), levels[level, 2] == 1
-            for n in range(x.shape[0]):
-                ix, wx, sx = _axis(x[n, 0], resolution)
-                iy, wy, sy = _axis(x[n, 1], resolution)
-                iz, wz, sz = _axis(x[n, 2], resolution)
-                _corners(ix, iy, iz, resolution, offset, dense, mask, rows)
-                w, u = (wx, wy, wz), (f32(ONE - wx), f32(ONE - wy), f32(ONE - wz))
-                sx, sy, sz = sx * direction[n, 0], sy * direction[n, 1], sz * direction[n, 2]
+            for first in range(0, x.shape[0], BLOCK):
+                count = min(BLOCK, x.shape[0] - first)
+                _place_block(x, levels, level, first, count, scratch)
                 for k in range(2):
-                    c = 2 * level + k
-                    g = (inner[n, c] * sx, inner[n, c] * sy, inner[n, c] * sz)
-                    _scatter(grad_table, rows, k, grad_features[n, c], g, w, u)
+                    column, c = RESULTS + 4 * k * BLOCK, 2 * level + k
+                    for i in range(count):
+                        numbers[column + i] = grad_features[first + i, c]
+                        for axis in range(3):
+                            slope = direction[first + i, axis] * inner[first + i, c]
+                            numbers[column + (1 + axis) * BLOCK + i] = slope
+                _scatter_block(grad_table, scratch, count)
 
 
 def encode(x: Tensor, table: Tensor, grid: HashGrid, active: int, with_jacobian: bool) -> tuple[Tensor, Tensor]:
