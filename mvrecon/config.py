@@ -60,7 +60,9 @@ class SamplingConfig:
     volume: int = key(128, "nodes along an edge of the cached distances", minimum=16)
     refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
     band: float = key(0.04, "how near, in field units", minimum=0.0)
-    anneal: float = key(0.2, "fraction of the run until NeuS's slope is exact", minimum=0.0, maximum=1.0)
+    anneal: float = key(
+        0.01, "fraction of the run, of 50 steps at least, until NeuS's slope is exact", minimum=0.0, maximum=1.0
+    )
     sharpest_proposal: Schedule = key(
         Schedule(0.5, 50.0, 150.0, 1.0), "largest 1/s that proposals are drawn with", minimum=1.0
     )

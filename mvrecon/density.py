@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+# Steps of annealing in any case: with fewer a sphere may not become a shape.
+ANNEALED = 50
+
 
 def neus_alpha(
     sdf: Float[Tensor, "r s"],
@@ -31,6 +34,12 @@ def neus_alpha(
     entering = anneal * entering + (1 - anneal) * (sdf - early)
     leaving = anneal * leaving + (1 - anneal) * (sdf + early)
     return logistic_alpha(entering, leaving, inverse_width)
+
+
+def annealing(progress: float, steps: int, until: float) -> float:
+    """`anneal` of `neus_alpha` after so many steps, a fraction `progress` of the run: rising to 1 at the fraction
+    `until`, and over `ANNEALED` steps at least."""
+    return min(1.0, steps / ANNEALED, progress / until if until > 0 else 1.0)
 
 
 def logistic_alpha(

@@ -77,9 +77,10 @@ class SurfaceModel(nn.Module):
         directions: Float[Tensor, "r 3"],
         progress: float = 1.0,
         rand: Rand | None = None,
+        anneal: float = 1.0,
     ) -> Rendering:
         """Render rays with unit directions: with random numbers as in training, the samples jittered; without as a
-        picture, with `FINER` times the samples near the surface.
+        picture, with `FINER` times the samples near the surface. `anneal`: see `neus_alpha`.
 
         Rays that miss the unit sphere see the background alone.
         """
@@ -91,8 +92,6 @@ class SurfaceModel(nn.Module):
         x = (origins[ray][:, None] + t[..., None] * toward[:, None]).reshape(-1, 3)
         geometry = self.field.geometry(x, self.field.active(progress))
         sections = Sections(x, toward, spherical_harmonics(toward), spacing, t < bounds[1][:, None])
-        until = self.config.sampling.anneal
-        anneal = 1.0 if until == 0 else min(1.0, progress / until)
         shown, weights, passed = (self._fused if self._can_fuse else self._composited)(geometry, sections, anneal)
         color = torch.zeros(len(hit), 3, device=x.device).index_copy(0, ray, shown)
         light = torch.ones(len(hit), device=x.device).index_copy(0, ray, passed)

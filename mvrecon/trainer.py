@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mvrecon.config import Config
+from mvrecon.density import annealing
 from mvrecon.losses import total_loss
 from mvrecon.model import SurfaceModel
 from mvrecon.rays import RayPool
@@ -38,7 +39,9 @@ class Trainer:
         """Draw rays, render, and move every parameter once. Returns the loss terms, detached, still on the device."""
         self._refresh(progress)
         batch = self.pool.draw(self.config.train.rays, self.generator)
-        rendering = self.model.render(self.volume, batch.origins, batch.directions, progress, self.rand)
+        rays = (batch.origins, batch.directions)
+        anneal = annealing(progress, self.steps, self.config.sampling.anneal)
+        rendering = self.model.render(self.volume, *rays, progress, self.rand, anneal)
         loss, terms = total_loss(self.config.loss, self.model.field, batch, rendering, progress, self.rand)
         self.optimisers.step(loss, progress)
         self.steps += 1
@@ -61,6 +64,10 @@ class Trainer:
         count = self.steps // refresh
         everywhere = count % FULL_REFRESH == 0 or (progress < EARLY and count % EARLY_REFRESH == 0)
         self.refresh_volume(progress, None if everywhere else self.config.sampling.band)
+
+    def finish(self) -> None:
+        """The run is over: bring the weights to their final values."""
+        self.optimisers.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; see `load_state_dict`."""

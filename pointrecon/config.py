@@ -36,7 +36,7 @@ class PullConfig:
         maximum=1.0,
     )
     # Strong while the shape is coarse: a pull cannot tell a sign, and a weak one lets a thick body become hollow.
-    space: Schedule = key(Schedule(0.3, 1.0, 0.3, 0.7), "pull of the queries from all of space", minimum=0.0)
+    space: Schedule = key(Schedule(0.15, 1.0, 0.2, 0.4), "pull of the queries from all of space", minimum=0.0)
     alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
     alignment_points: int = key(2048, "queries a step for the alignment", minimum=1)
 

@@ -123,7 +123,7 @@ def phases_of(trainer: PhotoTrainer, progress: float, steps: int) -> Figures:
         phases.watch(trainer.pool, "draw", "rays")
         phases.watch(model, "_sections", "proposals")
         phases.watch(model.field, "geometry", "field forward")
-        phases.watch(model, "_shade", "colour forward")
+        phases.watch(model, "_fused" if model._can_fuse else "_composited", "opacity and colour forward")
         phases.watch(optimisers, "step", "backward")
         for index, optimiser in enumerate(optimisers._all):
             phases.watch(optimiser, "step", f"optimiser {index}")
@@ -167,6 +167,7 @@ def trained(config: PhotoConfig, photos: Scene, steps: int, dense: bool) -> Phot
         use_dense_adam(trainer)
     for step in range(steps):
         trainer.step(step / steps)
+    trainer.finish()
     trainer.refresh_volume(1.0)
     return trainer
 
@@ -202,6 +203,7 @@ def fitted_field(cloud: np.ndarray, seconds: float) -> tuple[Field, Similarity]:
     budget.start()
     while not budget.done:
         trainer.step(budget.progress)
+    trainer.finish()
     return trainer.field, to_world
 
 

@@ -122,6 +122,7 @@ def plot_growth(rows: list[Figures], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     for axis, row in zip(axes.flat, rows):
@@ -129,6 +130,9 @@ def plot_growth(rows: list[Figures], path: Path) -> None:
         axis.loglog(sizes, ms, "o-", label=f"measured, exponent {row['exponent']:.2f}")
         axis.loglog(sizes, ms[0] * sizes / sizes[0], ":", color="grey", label="linear")
         axis.set(title=row["what"], ylabel="ms")
+        axis.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
+        for minor in (axis.xaxis, axis.yaxis):  # their labels overlap
+            minor.set_minor_formatter(NullFormatter())
         axis.legend(frameon=False)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100)

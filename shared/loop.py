@@ -29,6 +29,8 @@ class Trainer(Protocol):
 
     def step(self, progress: float) -> dict[str, Tensor]: ...
 
+    def finish(self) -> None: ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -143,6 +145,8 @@ def fit(
         finished = bool(broadcast(budget.done)[0])
         if finished and recorder.meter.count:
             recorder.report(bar)
+    if finished:
+        trainer.finish()
     recorder.meter.gather()
     recorder.save()
     if not finished and is_first():

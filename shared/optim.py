@@ -1,4 +1,5 @@
-"""Adam for the networks, lazy Adam for the hash tables, and one learning-rate curve for both."""
+"""Adam for the networks, lazy Adam for the hash tables, one learning-rate curve for both, and the mean of the last
+weights."""
 
 import math
 from dataclasses import dataclass
@@ -28,6 +29,43 @@ class OptimConfig:
     network: float = key(1e-3, "peak learning rate of networks", minimum=0.0)
     warmup: float = key(0.05, "fraction of the run in which the rates rise", minimum=0.0, maximum=1.0)
     final: float = key(0.05, "rates at the end, relative to their peak", minimum=0.0, maximum=1.0)
+    average: float = key(
+        0.85, "fraction of the run from which on weights are averaged for the result; 1: not", minimum=0.0, maximum=1.0
+    )
+
+
+class Average:
+    """The mean of parameters over a part of a run (Polyak and Juditsky 1992): the steps' noise cancels in it."""
+
+    EVERY = 10  # calls: neighbouring steps tell the same
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters, self.mean, self.calls = parameters, list[Tensor](), 0
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Count the parameters in, every so many calls."""
+        if self.calls == 0:
+            self.mean = [p.detach().clone() for p in self.parameters]
+        elif self.calls % self.EVERY == 0:
+            for mean, parameter in zip(self.mean, self.parameters):
+                mean.lerp_(parameter, 1 / (1 + self.calls // self.EVERY))
+        self.calls += 1
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Put the mean in the parameters' place, and forget it."""
+        for parameter, mean in zip(self.parameters, self.mean):
+            parameter.copy_(mean)
+        self.mean, self.calls = [], 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next call depends on."""
+        return {"mean": self.mean, "calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.mean, self.calls = [m.to(p.device) for m, p in zip(state["mean"], self.parameters)], state["calls"]
 
 
 class Optimisers:
@@ -46,6 +84,7 @@ class Optimisers:
         if tables:
             backends = [str(m.backend) for m in model.modules() if hasattr(m, "backend")]
             self._all.append(TableAdam(tables, lr=config.table, backend=backends[0] if backends else "cpu"))
+        self._average = Average(list(named.values()))
         self._peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self._all]
 
     def step(self, loss: Tensor, progress: float) -> None:
@@ -59,12 +98,19 @@ class Optimisers:
         add_gradients(p for optimiser in self._all for group in optimiser.param_groups for p in group["params"])
         for optimiser in self._all:
             optimiser.step()
+        if progress >= self.config.average < 1:
+            self._average.add()
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The states of all optimisers."""
-        return [optimiser.state_dict() for optimiser in self._all]
+    def finish(self) -> None:
+        """The run is over: its weights become their mean over the last part."""
+        self._average.apply()
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all optimisers and of the mean."""
+        return {"all": [optimiser.state_dict() for optimiser in self._all], "average": self._average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        for optimiser, state in zip(self._all, states):
-            optimiser.load_state_dict(state)
+        for optimiser, its_state in zip(self._all, state["all"]):
+            optimiser.load_state_dict(its_state)
+        self._average.load_state_dict(state["average"])

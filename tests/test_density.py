@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from mvrecon.density import neus_alpha, volsdf_alpha
+from mvrecon.density import annealing, neus_alpha, volsdf_alpha
 from mvrecon.volume import composite
 
 WIDTH = 40.0
@@ -101,3 +101,10 @@ def test_volsdf_at_the_surface_and_far_from_it():
     sdf, spacing = torch.tensor([[0.0, 5.0, -5.0]]), torch.full((1, 3), 0.01)
     expected = [1 - math.exp(-0.5 / 0.1 * 0.01), 0.0, 1 - math.exp(-1 / 0.1 * 0.01)]
     assert volsdf_alpha(sdf, spacing, 0.1)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_annealing_takes_its_part_of_the_run_but_no_fewer_than_fifty_steps():
+    assert annealing(0.0, 0, 0.0) == annealing(0.0, 0, 0.2) == 0.0
+    assert annealing(0.05, 1000, 0.2) == pytest.approx(0.25)
+    assert annealing(0.5, 1000, 0.2) == annealing(0.5, 1000, 0.0) == 1.0
+    assert annealing(0.5, 10, 0.2) == annealing(0.5, 10, 0.0) == pytest.approx(0.2)

@@ -23,7 +23,7 @@ class Stub:
     """Walks at random towards zero; may interrupt itself or blow up at a step."""
 
     def __init__(self, interrupt_at: int = 0, blow_up_at: int = 0) -> None:
-        self.value, self.steps = torch.tensor(1.0), 0
+        self.value, self.steps, self.finished = torch.tensor(1.0), 0, False
         self.generator = torch.Generator().manual_seed(0)
         self.interrupt_at, self.blow_up_at = interrupt_at, blow_up_at
 
@@ -34,6 +34,9 @@ class Stub:
             os.kill(os.getpid(), signal.SIGINT)
         loss = self.value * float("nan") if self.steps == self.blow_up_at else self.value
         return {"loss": loss, "progress": torch.tensor(progress)}
+
+    def finish(self) -> None:
+        self.finished = True
 
     def state_dict(self) -> dict:
         return {"value": self.value, "steps": self.steps, "generator": self.generator.get_state()}
@@ -83,6 +86,7 @@ def test_it_logs_means_of_50_steps_and_saves_at_the_end(tmp_path: Path):
     assert curve(run)[0]["loss"] == pytest.approx(sum(losses[:50]) / 50)
     assert curve(run)[2]["loss"] == pytest.approx(sum(losses[100:]) / 20)
     assert curve(run)[1]["progress"] == pytest.approx((50 + 99) / 2 / 120)
+    assert trainer.finished
     checkpoint = latest_checkpoint(run, KIND)
     assert checkpoint.step == 120 and torch.equal(checkpoint.state["trainer"]["value"], trainer.value)
     facts = made(checkpoint.state)

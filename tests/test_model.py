@@ -86,16 +86,13 @@ def test_a_batch_without_a_hit_has_finite_gradients():
 
 
 @torch.no_grad()
-def test_annealing_ends_with_the_exact_slope():
+def test_annealing_leads_from_halved_slopes_to_exact_ones():
     model, volume = scene(with_background=False)
     x = torch.linspace(-0.4, 0.4, 20)  # oblique rays: seen head-on, the two slopes are the same
     origins = torch.stack([x, torch.zeros(20), torch.full((20,), -3.0)], dim=1)
     directions = torch.tensor([[0.0, 0.0, 1.0]]).expand(20, 3)
 
-    def opacity(anneal: float, progress: float) -> torch.Tensor:
-        model.config = replace(CONFIG, sampling=replace(CONFIG.sampling, anneal=anneal, importance=4))
-        return model.render(volume, origins, directions, progress).weights
-
-    exact = opacity(0.0, 0.0)
-    torch.testing.assert_close(opacity(0.2, 0.2), exact)
-    assert (opacity(0.2, 0.1) - exact).abs().max() > 0.01
+    exact, early = (model.render(volume, origins, directions, anneal=anneal).weights for anneal in (1.0, 0.0))
+    half = model.render(volume, origins, directions, anneal=0.5).weights
+    assert (early - exact).abs().max() > (half - exact).abs().max() > 0.01
+    torch.testing.assert_close(model.render(volume, origins, directions).weights, exact)

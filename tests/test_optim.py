@@ -1,6 +1,7 @@
 """The lazy Adam against torch's own, and what laziness adds."""
 
 import copy
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -133,3 +134,32 @@ def test_a_restored_state_continues_exactly():
     steps(two, resumed, 6, 12)
     for expected, found in zip(one.parameters(), two.parameters()):
         assert torch.equal(found, expected)
+
+
+def test_the_result_is_the_mean_of_every_tenth_state_of_the_last_part():
+    torch.manual_seed(0)
+    model, states, length = Model(), [], 100
+    optimisers = Optimisers(model, replace(CONFIG, average=0.8), constant=("steady",))
+    for step in range(length):
+        optimisers.step(model.loss(step % 4), step / length)
+        if step in (80, 90):
+            states.append([p.detach().clone() for p in model.parameters()])
+        if step == 85:  # a run that is stopped and resumed has the same mean
+            resumed = Optimisers(model, replace(CONFIG, average=0.8), constant=("steady",))
+            resumed.load_state_dict(copy.deepcopy(optimisers.state_dict()))
+            optimisers = resumed
+    last = [p.detach().clone() for p in model.parameters()]
+    optimisers.finish()
+    for parameter, first, second in zip(model.parameters(), *states):
+        torch.testing.assert_close(parameter.detach(), (first + second) / 2)
+    optimisers.finish()  # once is enough
+    assert any(not torch.equal(p, before) for p, before in zip(model.parameters(), last))
+
+
+def test_an_average_from_the_end_on_changes_nothing():
+    model = Model()
+    optimisers = Optimisers(model, replace(CONFIG, average=1.0))
+    optimisers.step(model.loss(1), 1.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimisers.finish()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
