@@ -61,7 +61,10 @@ class SamplingConfig:
     refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
     band: float = key(0.04, "how near, in field units", minimum=0.0)
     anneal: float = key(
-        0.01, "fraction of the run, of 50 steps at least, until NeuS's slope is exact", minimum=0.0, maximum=1.0
+        0.01,
+        "fraction of the run, 50 steps at least, until NeuS's slope is exact; 0.2 is better without masks",
+        minimum=0.0,
+        maximum=1.0,
     )
     sharpest_proposal: Schedule = key(
         Schedule(0.5, 50.0, 150.0, 1.0), "largest 1/s that proposals are drawn with", minimum=1.0

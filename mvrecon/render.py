@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,21 +124,30 @@ def render_path(run: LoadedRun, cameras: Cameras, names: list[str], out: Path) -
 def write_film(frames: Iterator[UInt8[np.ndarray, "h w 3"]], out: Path) -> None:
     """H.264 in an .mp4 that browsers play, written aside and moved into place.
 
-    Raises UserError where the folder cannot be written or the film does not become whole.
+    Raises UserError where the film does not become whole: the encoder is a program of its own, which hides the disk's
+    errors.
     """
     make_folder(out.parent)
-    count = 0
-    aside = out.with_name(f".{out.stem}.part{out.suffix}")
+    aside, count = out.with_name(f".{out.stem}.part{out.suffix}"), 0
     try:
-        writer = imageio.get_writer(aside, fps=FRAMES_PER_SECOND, codec="libx264", quality=8, macro_block_size=2)
-        with writer:
-            for frame in frames:
+        with _encoding(out):
+            writer = imageio.get_writer(aside, fps=FRAMES_PER_SECOND, codec="libx264", quality=8, macro_block_size=2)
+        for frame in frames:
+            with _encoding(out):
                 writer.append_data(frame)
-                count += 1
-        if count_frames_and_secs(aside)[0] != count:
-            raise OSError("frames are missing")
-        aside.replace(out)
-    except (OSError, RuntimeError) as error:  # the encoder is a program of its own, which hides the disk's errors
-        raise UserError(f"{out}: the film could not be written; free some space or choose another --out") from error
+            count += 1
+        with _encoding(out):
+            writer.close()
+            if count_frames_and_secs(aside)[0] != count:
+                raise OSError("frames are missing")
+            aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _encoding(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{out}: the film could not be written; free some space or choose another --out") from error

@@ -65,9 +65,9 @@ class Trainer:
         everywhere = count % FULL_REFRESH == 0 or (progress < EARLY and count % EARLY_REFRESH == 0)
         self.refresh_volume(progress, None if everywhere else self.config.sampling.band)
 
-    def finish(self) -> None:
-        """The run is over: bring the weights to their final values."""
-        self.optimisers.finish()
+    def finish(self) -> bool:
+        """The run is over: bring the weights to their final values; returns whether that changed them."""
+        return self.optimisers.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; see `load_state_dict`."""

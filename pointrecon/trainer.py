@@ -80,9 +80,9 @@ class Trainer:
         self.steps += 1
         return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
 
-    def finish(self) -> None:
-        """The run is over: bring the weights to their final values."""
-        self.optimisers.finish()
+    def finish(self) -> bool:
+        """The run is over: bring the weights to their final values; returns whether that changed them."""
+        return self.optimisers.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; see `load_state_dict`."""

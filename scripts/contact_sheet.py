@@ -33,8 +33,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args()
-    return main_guard(lambda: contact_sheet(args.run, args.out))
+    return main_guard(lambda: contact_sheet(args.run, args.out), debug=args.debug)
 
 
 if __name__ == "__main__":

@@ -253,4 +253,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main_guard(command))
+    sys.exit(main_guard(command, debug="--debug" in sys.argv))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shared import brick_kernels
 from shared.brick_kernels import BRICK
 
-COARSEST = 64  # blocks along a side that are always looked at
+COARSEST = 64  # blocks along a side, at most, that are always looked at
 
 Sampler = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 

@@ -29,7 +29,7 @@ class Trainer(Protocol):
 
     def step(self, progress: float) -> dict[str, Tensor]: ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> bool: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -116,15 +116,17 @@ def fit(
 ) -> bool:
     """Train until the budget is spent, or until Ctrl-C; save at the end either way. Returns whether it was finished.
 
-    A budget that is spent already is said to be so, and nothing is done.
+    A budget that is spent already is said to be so, and nothing is done but to finish.
 
     `extra` goes into every checkpoint beside the trainer's state; `preview(step)` is called `previews` times, evenly.
     Raises UserError when the loss is not finite: the last checkpoint is then from before.
     """
+    recorder = Recorder(trainer, run, budget, kind, extra)
     if budget.done:
         print(f"{run.folder}: has used up its {budget.length}; to go on, give --train.minutes or --train.steps")
+        if trainer.finish():
+            recorder.save()
         return True
-    recorder = Recorder(trainer, run, budget, kind, extra)
     shown = int(budget.progress * previews)
     with Interrupt() as interrupt, ProgressBar(budget) as bar:
         budget.start()
@@ -180,7 +182,8 @@ def restore(trainer: Trainer, run: Run, budget: Budget, kind: str, frame: list[f
         return {}
     checkpoint = latest_checkpoint(run.folder, kind)
     state = dict(checkpoint.state)
-    if not np.allclose(state["frame"], frame, rtol=1e-6):
+    apart, scale = np.abs(np.subtract(state["frame"], frame)).max(), state["frame"][0]
+    if apart > 1e-6 * scale + 1e-15 * np.abs(frame).max():
         raise UserError(f"{source}: is not what {run.folder} was made from; bring that back, or choose another --out")
     try:
         trainer.load_state_dict(state.pop("trainer"))

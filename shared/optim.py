@@ -53,10 +53,16 @@ class Average:
         self.calls += 1
 
     @torch.no_grad()
-    def apply(self) -> None:
-        """Put the mean in the parameters' place, and forget it."""
+    def apply(self) -> bool:
+        """Put the mean, if there is one, in the parameters' place, and forget it; returns whether there was."""
+        found = bool(self.mean)
         for parameter, mean in zip(self.parameters, self.mean):
             parameter.copy_(mean)
+        self.clear()
+        return found
+
+    def clear(self) -> None:
+        """Forget what was counted in."""
         self.mean, self.calls = [], 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,10 +106,12 @@ class Optimisers:
             optimiser.step()
         if progress >= self.config.average < 1:
             self._average.add()
+        else:  # a longer run goes on from one that was near its end
+            self._average.clear()
 
-    def finish(self) -> None:
-        """The run is over: its weights become their mean over the last part."""
-        self._average.apply()
+    def finish(self) -> bool:
+        """The run is over: its weights become their mean over the last part; returns whether there is one."""
+        return self._average.apply()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all optimisers and of the mean."""

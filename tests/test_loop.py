@@ -35,8 +35,9 @@ class Stub:
         loss = self.value * float("nan") if self.steps == self.blow_up_at else self.value
         return {"loss": loss, "progress": torch.tensor(progress)}
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         self.finished = True
+        return False
 
     def state_dict(self) -> dict:
         return {"value": self.value, "steps": self.steps, "generator": self.generator.get_state()}
@@ -149,7 +150,7 @@ def test_other_data_than_the_run_was_made_from_are_refused_before_anything_is_lo
     start(tmp_path / "run", 60, Stub())
     kept = curve(tmp_path / "run")
     with pytest.raises(UserError, match=r"scan\.ply: is not what .*run was made from"):
-        start(tmp_path / "run", 80, Stub(), resume=True, frame=[2.0, 0.0, -1.0, 5e6 + 50])
+        start(tmp_path / "run", 80, Stub(), resume=True, frame=[2.0, 0.0, -1.0, 5e6 + 0.1])
     assert curve(tmp_path / "run") == kept
     assert start(tmp_path / "run", 80, Stub(), resume=True, frame=[2.0 + 1e-9, 0.0, -1.0, 5e6])
 

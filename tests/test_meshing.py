@@ -6,6 +6,7 @@ import torch
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
+from shared import bricks
 from shared.errors import UserError
 from shared.mesh import component_count, face_cross, is_watertight, volume
 from shared.meshing import extract_mesh
@@ -75,6 +76,24 @@ def test_equals_dense_marching_cubes(resolution):
     distances, match = cKDTree(vertices).query(mesh.vertices)
     assert distances.max() < 1.1e-3 * spacing
     assert len(np.unique(match)) == len(vertices)
+
+
+def test_starting_with_wider_blocks_finds_the_same_surface(monkeypatch):
+    """As from 513 cells on: here the coarsest blocks are 2 to 4 bricks wide, and their number is odd."""
+    sdf, box_sides = sphere(0.5317, (0.11, -0.07, 0.03)), {"lower": (-1.0, -1.2, -1.0), "upper": (1.0, 1.0, 1.4)}
+    expected, asked = extract_mesh(sdf, 75, **box_sides), []
+
+    def counted(x):
+        asked.append(len(x))
+        return sdf(x)
+
+    for coarsest in (2, 4):
+        monkeypatch.setattr(bricks, "COARSEST", coarsest)
+        asked.clear()
+        mesh = extract_mesh(counted, 75, **box_sides)
+        assert_sound(mesh)
+        np.testing.assert_array_equal(np.unique(mesh.vertices, axis=0), np.unique(expected.vertices, axis=0))
+        assert len(mesh.faces) == len(expected.faces) and sum(asked) < 0.3 * 76**3
 
 
 def test_rough_field_is_watertight_and_equals_dense_marching_cubes():

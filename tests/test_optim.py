@@ -149,11 +149,24 @@ def test_the_result_is_the_mean_of_every_tenth_state_of_the_last_part():
             resumed.load_state_dict(copy.deepcopy(optimisers.state_dict()))
             optimisers = resumed
     last = [p.detach().clone() for p in model.parameters()]
-    optimisers.finish()
-    for parameter, first, second in zip(model.parameters(), *states):
+    assert optimisers.finish()
+    for parameter, first, second, before in zip(model.parameters(), *states, last):
         torch.testing.assert_close(parameter.detach(), (first + second) / 2)
-    optimisers.finish()  # once is enough
-    assert any(not torch.equal(p, before) for p, before in zip(model.parameters(), last))
+        assert not torch.equal(parameter, before)
+    assert not optimisers.finish(), "once is enough"
+
+
+@pytest.mark.parametrize("average", [0.8, 1.0])
+def test_a_run_made_longer_forgets_the_mean_of_its_first_end(average: float):
+    torch.manual_seed(0)
+    model = Model()
+    short = Optimisers(model, replace(CONFIG, average=0.8), constant=("steady",))
+    short.step(model.loss(1), 0.95)
+    longer = Optimisers(model, replace(CONFIG, average=average), constant=("steady",))
+    longer.load_state_dict(short.state_dict())
+    longer.step(model.loss(2), 0.475)
+    before = [p.detach().clone() for p in model.parameters()]
+    assert not longer.finish() and all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
 
 
 def test_an_average_from_the_end_on_changes_nothing():
