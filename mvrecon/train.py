@@ -16,7 +16,7 @@ from mvrecon.render import picture, render_view
 from mvrecon.scene import Scene
 from mvrecon.trainer import Trainer
 from shared.config import to_yaml
-from shared.loop import fit, restore, use_threads, warm_up, with_length
+from shared.loop import fit, restore, use_threads, warm_up, warn_if_short, with_length
 from shared.mesh import save_mesh
 from shared.ranks import is_first
 from shared.run_folder import check_run, open_run
@@ -26,6 +26,7 @@ PREVIEW_WIDTH = 200
 # From one level of the hash grid to the next the cells shrink by this; finer than FINEST no photo can tell.
 GROWTH, FINEST = 1.47, 4096
 MESH_RESOLUTION = 512
+ENOUGH = 4000  # steps
 
 
 def train(config: Config, out: Path, resume: bool = False) -> bool:
@@ -77,6 +78,7 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
         save_mesh(mesh, out / "mesh.ply")
         made = f"{budget.steps} steps in {budget.seconds:.0f} s; this command took {time.monotonic() - began:.0f} s"
         print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {made}")
+        warn_if_short(budget.steps, ENOUGH)
     run.close()
     return finished
 

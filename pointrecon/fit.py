@@ -18,7 +18,7 @@ from shared.config import to_yaml
 from shared.field import Field
 from shared.geometry import Similarity, fit_box
 from shared.loop import fit as run_loop
-from shared.loop import restore, use_threads, warm_up, with_length
+from shared.loop import restore, use_threads, warm_up, warn_if_short, with_length
 from shared.mesh import Mesh, keep_components, save_mesh
 from shared.meshing import extract_mesh
 from shared.pointcloud import read_cloud
@@ -28,6 +28,7 @@ from shared.runtime import Budget, choose_device
 
 # Parts with less than this share of the largest one's area are specks.
 SPECK = 0.01
+ENOUGH = 2000  # steps
 
 
 def fit(config: Config, out: Path, resume: bool = False) -> bool:
@@ -60,6 +61,7 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
         save_mesh(mesh, out / "mesh.ply")
         made = f"{budget.steps} steps in {budget.seconds:.0f} s; this command took {time.monotonic() - began:.0f} s"
         print(f"{out / 'mesh.ply'}: {len(mesh.faces)} faces; {made}")
+        warn_if_short(budget.steps, ENOUGH)
     run.close()
     return finished
 

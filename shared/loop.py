@@ -166,6 +166,8 @@ def _finite(state: Any) -> bool:
 
 def warm_up(trainer: Trainer) -> None:
     """Run every kernel once and undo what that did: the budget should not pay for compiling them."""
+    if is_first():
+        print("preparing kernels; the first time on a machine this takes up to a minute")
     before = copy.deepcopy(trainer.state_dict())
     trainer.step(0.0)
     trainer.load_state_dict(before)
@@ -189,11 +191,20 @@ def restore(trainer: Trainer, run: Run, budget: Budget, kind: str, frame: list[f
         trainer.load_state_dict(state.pop("trainer"))
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(
-            f"{checkpoint.path}: holds another model than the config describes; resume with the run's own config.yaml"
+            f"{checkpoint.path}: holds another model than the config describes; resume without keys that change it (--field, --color), and with the run's own config.yaml"
         ) from error
     budget.load_state_dict(state.pop("budget"))
+    if is_first():
+        print(f"{run.folder}: resuming from step {checkpoint.step}")
     run.rewind(checkpoint.step)
     return state
+
+
+def warn_if_short(steps: int, enough: int) -> None:
+    """Say so when a run had too few steps for a good surface."""
+    if steps < enough:
+        more = "give the run more time (--train.minutes)"
+        print(f"warning: {steps} steps make a sketch; a good surface takes {enough} and more; {more}", file=sys.stderr)
 
 
 def made(state: dict[str, Any]) -> dict[str, Any]:
