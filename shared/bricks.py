@@ -15,7 +15,7 @@ from shared.brick_kernels import BRICK
 
 COARSEST = 64  # blocks along a side, at most, that are always looked at
 
-Sampler = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+Sampler = Callable[[NDArray[np.integer]], NDArray[np.float32]]
 
 
 class BrickLattice:
@@ -49,10 +49,11 @@ class BrickLattice:
         """Make room for the windows of these bricks (m, 3): for them and the next ones along the axes."""
         fresh = np.argwhere(self._spread(bricks, up=True, down=False) & (self.slot == 0))
         self.slot[tuple(fresh.T)] = len(self.bricks) + np.arange(len(fresh))
-        values = np.full((len(fresh), *self.values.shape[1:]), np.nan, np.float32)
-        values[:, 0, 0, 0] = self.coarse[tuple(fresh.T)]
-        self.bricks = np.concatenate([self.bricks, fresh])
-        self.values = np.concatenate([self.values, values])
+        known = len(self.values)
+        values = np.empty((known + len(fresh), *self.values.shape[1:]), np.float32)
+        values[:known], values[known:] = self.values, np.nan
+        values[known:, 0, 0, 0] = self.coarse[tuple(fresh.T)]
+        self.bricks, self.values = np.concatenate([self.bricks, fresh]), values
 
     def around(self, bricks: NDArray[np.int64]) -> NDArray[np.int64]:
         """These bricks (m, 3) and their 26 neighbours, each once."""
@@ -68,11 +69,11 @@ class BrickLattice:
         count = np.empty(len(self.values), np.int64)
         brick_kernels.count_waiting(self.values, count)
         end = np.cumsum(count)
-        nodes, address = np.empty((end[-1], 3), np.int64), np.empty(end[-1], np.int64)
+        nodes, address = np.empty((end[-1], 3), np.int32), np.empty(end[-1], np.int64)
         brick_kernels.collect_waiting(self.values, self.bricks, end, nodes, address)
         self.values.reshape(-1)[address] = self._sampled(nodes)
 
-    def _sampled(self, nodes: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _sampled(self, nodes: NDArray[np.integer]) -> NDArray[np.float32]:
         values = np.empty(len(nodes), np.float32)
         for start in range(0, len(nodes), self._chunk):
             part = slice(start, start + self._chunk)

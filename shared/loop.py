@@ -191,7 +191,8 @@ def restore(trainer: Trainer, run: Run, budget: Budget, kind: str, frame: list[f
         trainer.load_state_dict(state.pop("trainer"))
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(
-            f"{checkpoint.path}: holds another model than the config describes; resume without keys that change it (--field, --color), and with the run's own config.yaml"
+            f"{checkpoint.path}: holds another model than the config describes; resume with the run's own config.yaml, "
+            "and without keys that change the model, as --field and --color do"
         ) from error
     budget.load_state_dict(state.pop("budget"))
     if is_first():

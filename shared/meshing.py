@@ -85,7 +85,7 @@ def _node_sampler(
     outside."""
     outside = np.finfo(np.float32).tiny
 
-    def sample(nodes: NDArray[np.int64]) -> NDArray[np.float32]:
+    def sample(nodes: NDArray[np.integer]) -> NDArray[np.float32]:
         """Distances at lattice nodes (n, 3)."""
         points = (lower + np.minimum(nodes, resolution) * spacing).astype(np.float32)
         with torch.no_grad():
@@ -94,7 +94,8 @@ def _node_sampler(
             raise ValueError(f"the SDF of {len(nodes)} points has shape {values.shape}")
         if not np.isfinite(values).all():
             raise UserError("SDF: the field is not finite; the fit diverged, repeat it with a smaller learning rate")
-        border = ((nodes == 0) | (nodes >= resolution)).any(axis=1)
+        x, y, z = nodes.T  # by columns: numpy is slow along rows of three
+        border = (np.minimum(np.minimum(x, y), z) == 0) | (np.maximum(np.maximum(x, y), z) >= resolution)
         return np.where(border, np.maximum(values, outside), values)
 
     return sample
