@@ -204,12 +204,13 @@ def place_vertices(values, slot, bricks, begin, vertices, codes):
 
 
 @njit(parallel=True, cache=True)
-def join_triangles(values, slot, bricks, table, first, begin, row, codes, faces):
+def join_triangles(values, slot, bricks, cases, begin, row, codes, faces):
     """Faces (F, 3) of the known cells; begin (m, 2) says where the vertices and faces of a brick begin.
 
-    table (T, 3, 4): each triangle's edges, as lower node (i, j, k) in the cell and axis. row (slots,): which m a slot
-    belongs to.
+    cases: `first` as in `survey`, after a table (T, 3, 4) of the edges of each triangle, as lower node (i, j, k) in the
+    cell and axis. row (slots,): which m a slot belongs to.
     """
+    table, first = cases
     for m in prange(len(bricks)):
         kinds = np.empty((BRICK + 1, BRICK + 1, BRICK + 1), np.uint8)
         _kinds(values, slot, bricks[m], kinds)

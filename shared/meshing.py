@@ -194,5 +194,7 @@ def _triangulate(lattice: BrickLattice) -> Mesh:
     vertices, faces = (np.empty((n, 3), kind) for n, kind in zip(counts.sum(axis=0), (np.float64, np.int64)))
     codes = np.empty((len(used), BRICK, BRICK, BRICK), np.uint16)
     brick_kernels.place_vertices(lattice.values, lattice.slot, bricks, begin[:, 0], vertices, codes)
-    brick_kernels.join_triangles(lattice.values, lattice.slot, bricks, CASE_EDGES, CASE_FIRST, begin, row, codes, faces)
+    brick_kernels.join_triangles(
+        lattice.values, lattice.slot, bricks, (CASE_EDGES, CASE_FIRST), begin, row, codes, faces
+    )
     return Mesh(vertices, faces)
