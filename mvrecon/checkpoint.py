@@ -53,8 +53,8 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
         raise UserError(
             f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file"
         ) from error
-    # Anew, since the copy in the checkpoint is a few steps behind and exact only near the surface.
-    volume.refresh(model.field.sdf)
+    # Anew, since the copy in the checkpoint is a few steps behind.
+    volume.refresh(model.field.sdf, config.sampling.band)
     scale, x, y, z = state["frame"]
     frame = Similarity(scale, (x, y, z))
     return LoadedRun(folder, config, model.eval(), volume, frame, device, made(state))

@@ -57,9 +57,13 @@ class SamplingConfig:
     scan: int = key(96, "steps of the first scan along a ray", minimum=8)
     importance: int = key(14, "samples a ray near the surface", minimum=2)
     uniform: int = key(2, "samples a ray spread evenly", minimum=1)
-    volume: int = key(128, "nodes along an edge of the cached distances", minimum=16)
-    refresh: int = key(32, "steps between refreshes of the cached distances near the surface", minimum=1)
-    band: float = key(0.04, "how near, in field units", minimum=0.0)
+    volume: int = key(128, "cells along an edge of the cached distances, made even", minimum=16)
+    refresh: int = key(16, "steps between refreshes of the cached distances", minimum=1)
+    band: float = key(
+        0.04,
+        "they are exact at every node nearer to the surface than this (field units), else at every other",
+        minimum=0.0,
+    )
     anneal: float = key(
         0.01,
         "fraction of the run, 50 steps at least, until NeuS's slope is exact; 0.2 is better without masks",

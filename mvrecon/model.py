@@ -20,8 +20,6 @@ from shared.geometry import ray_sphere
 
 # The colour of a section of less weight is not computed: all that a ray has of them change it by a grey level or two.
 FAINT = 1e-3
-# A picture is rendered once: its rays get this many times the samples that training spends near the surface.
-FINER = 2
 
 
 class Rendering(NamedTuple):
@@ -79,8 +77,8 @@ class SurfaceModel(nn.Module):
         rand: Rand | None = None,
         anneal: float = 1.0,
     ) -> Rendering:
-        """Render rays with unit directions: with random numbers as in training, the samples jittered; without as a
-        picture, with `FINER` times the samples near the surface. `anneal`: see `neus_alpha`.
+        """Render rays with unit directions, the samples jittered where there are random numbers. `anneal`: see
+        `neus_alpha`.
 
         Rays that miss the unit sphere see the background alone.
         """
@@ -110,15 +108,14 @@ class SurfaceModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Middles and lengths (r, s) of the sections of rays at which the network is asked."""
         sampling = self.config.sampling
-        importance = sampling.importance * (FINER if jitter is None else 1)
         if sampling.source == "network":
             active = self.field.active(progress)
-            counts = (sampling.scan, importance)
+            counts = (sampling.scan, sampling.importance)
             shift = 0.5 if jitter is None else jitter[:, :1]
             t = upsample(lambda x: self.field.sdf(x, active), origins, directions, bounds, counts, shift)
         else:
             width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal(progress)))
-            proposed = (sampling.scan, importance, sampling.uniform)
+            proposed = (sampling.scan, sampling.importance, sampling.uniform)
             t = propose(volume, origins, directions, bounds, proposed, width, jitter)
         last = ((bounds[1] - bounds[0]) / sampling.scan)[:, None]
         spacing = torch.cat([t[:, 1:] - t[:, :-1], last], dim=1)

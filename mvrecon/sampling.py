@@ -1,7 +1,8 @@
 """Where on a ray to spend the network: proposals from a cached volume of signed distances.
 
 The volume is a coarse copy of the field. Reading it costs a trilinear look-up, so a ray can be scanned finely; the
-network is asked only near what the scan finds. The volume is refreshed near the surface every few steps.
+network is asked only near what the scan finds. The volume is refreshed every few steps: where it is stale, a surface that
+has moved is not found again.
 """
 
 from collections.abc import Callable
@@ -20,21 +21,30 @@ SdfFunction = Callable[[Tensor], Tensor]
 
 
 class SdfVolume:
-    """Signed distances on the nodes of a `size`^3 lattice over [-1, 1]^3, `values[x, y, z]`."""
+    """Signed distances on the nodes of `cells`^3 cells over [-1, 1]^3, `values[x, y, z]`; an odd count is made even."""
 
-    def __init__(self, size: int, device: torch.device):
-        line = torch.linspace(-1, 1, size, device=device)
+    def __init__(self, cells: int, device: torch.device):
+        cells += cells % 2
+        line = torch.linspace(-1, 1, cells + 1, device=device)
         self.nodes = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1).reshape(-1, 3)
-        self.inside = (self.nodes.norm(dim=1) < 1.05).nonzero()[:, 0]
-        self.values = torch.ones(size, size, size, device=device)
+        even = torch.arange(cells + 1, device=device) % 2 == 0
+        # What is not asked within the sphere is read from even nodes around it: they must reach beyond.
+        inside = self.nodes.norm(dim=1) < 1 + 8 / cells
+        coarse = (even[:, None, None] & even[:, None] & even).reshape(-1)
+        self.coarse = (inside & coarse).nonzero()[:, 0]
+        self.between = inside & ~coarse
+        self.values = torch.ones(cells + 1, cells + 1, cells + 1, device=device)
 
     @torch.no_grad()
-    def refresh(self, sdf: SdfFunction, band: float | None = None, chunk: int = 65536) -> None:
-        """Ask the field again at every node of the ball, or only where the stored distance is below `band`."""
-        flat, where = self.values.view(-1), self.inside
-        if band is not None:
-            where = where[flat[where].abs() < band]
-        for part in where.split(chunk):
+    def refresh(self, sdf: SdfFunction, band: float, chunk: int = 65536) -> None:
+        """Ask the field at every other node along each axis, and at those between only where their neighbours lead to
+        expect the surface nearer than `band` (field units); elsewhere the expectation is good enough."""
+        flat = self.values.view(-1)
+        for part in self.coarse.split(chunk):
+            flat[part] = sdf(self.nodes[part])
+        even = self.values[None, None, ::2, ::2, ::2].contiguous()
+        flat.copy_(F.interpolate(even, self.values.shape, mode="trilinear", align_corners=True).view(-1))
+        for part in (self.between & (flat.abs() < band)).nonzero()[:, 0].split(chunk):
             flat[part] = sdf(self.nodes[part])
 
     def __call__(self, x: Float[Tensor, "r s 3"]) -> Float[Tensor, "r s"]:

@@ -15,11 +15,6 @@ from mvrecon.scene import Scene
 from shared.optim import Optimisers
 from shared.ranks import shard
 
-# The whole volume is asked again this many refreshes apart: the field also changes far from its surface, but slowly.
-FULL_REFRESH = 16
-# At the start it changes everywhere.
-EARLY, EARLY_REFRESH = 0.1, 4
-
 
 class Trainer:
     """Model, cached distances, optimisers and random generator of one run."""
@@ -52,18 +47,15 @@ class Trainer:
         every = torch.rand(self.config.train.rays, columns, generator=self.generator, device=self.device)
         return shard(every)
 
-    def refresh_volume(self, progress: float, band: float | None = None) -> None:
-        """Bring the cached distances up to date, everywhere or within `band` of the surface."""
+    def refresh_volume(self, progress: float) -> None:
+        """Bring the cached distances up to date."""
         active = self.model.field.active(progress)
-        self.volume.refresh(lambda x: self.model.field.sdf(x, active), band)
+        self.volume.refresh(lambda x: self.model.field.sdf(x, active), self.config.sampling.band)
 
     def _refresh(self, progress: float) -> None:
-        refresh = self.config.sampling.refresh
-        if self.steps % refresh or self.config.sampling.source == "network":
-            return
-        count = self.steps // refresh
-        everywhere = count % FULL_REFRESH == 0 or (progress < EARLY and count % EARLY_REFRESH == 0)
-        self.refresh_volume(progress, None if everywhere else self.config.sampling.band)
+        sampling = self.config.sampling
+        if self.steps % sampling.refresh == 0 and sampling.source == "volume":
+            self.refresh_volume(progress)
 
     def finish(self) -> bool:
         """The run is over: bring the weights to their final values; returns whether that changed them."""

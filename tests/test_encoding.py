@@ -201,6 +201,10 @@ def test_without_triton_a_gpu_has_the_reference(monkeypatch: pytest.MonkeyPatch)
     assert choose_backend("auto", torch.device("cuda")) == "reference"
     with pytest.raises(UserError, match="pip install -U triton"):
         choose_backend("triton", torch.device("cuda"))
+    with pytest.raises(UserError, match="tiny-cuda-nn"):
+        choose_backend("tinycudann", torch.device("cuda"))
+    monkeypatch.setattr("shared.encoding.has_tinycudann", lambda: True)
+    assert choose_backend("auto", torch.device("cuda")) == "tinycudann"
 
 
 @needs_triton

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvrecon.config import Config
-from mvrecon.model import FINER, SurfaceModel
+from mvrecon.model import SurfaceModel
 from mvrecon.sampling import SdfVolume
 from shared.field import FieldConfig
 
@@ -19,7 +19,7 @@ def scene(with_background: bool) -> tuple[SurfaceModel, SdfVolume]:
     model, volume = SurfaceModel(CONFIG, with_background, CPU), SdfVolume(32, CPU)
     with torch.no_grad():
         model.sharpness.fill_(0.6)
-        volume.refresh(model.field.sdf)
+        volume.refresh(model.field.sdf, CONFIG.sampling.band)
     return model, volume
 
 
@@ -48,15 +48,6 @@ def test_samples_from_the_network_see_the_sphere_without_a_volume():
     seen = model.render(volume, *rays())
     assert seen.opacity.tolist() == pytest.approx([1, 0, 0], abs=0.02)
     assert float(seen.depth[0]) == pytest.approx(2.5, abs=0.01)
-
-
-@torch.no_grad()
-def test_a_picture_gets_more_samples_than_a_step_of_training():
-    model, volume = scene(with_background=False)
-    sampling, hits = CONFIG.sampling, 2
-    training = model.render(volume, *rays(), 1.0, lambda columns: torch.rand(3, columns))
-    assert len(training.points) == hits * (sampling.importance + sampling.uniform)
-    assert len(model.render(volume, *rays()).points) == hits * (FINER * sampling.importance + sampling.uniform)
 
 
 @torch.no_grad()

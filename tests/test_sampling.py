@@ -20,7 +20,7 @@ def ball(x: Tensor) -> Tensor:
 @pytest.fixture
 def volume() -> SdfVolume:
     volume = SdfVolume(64, CPU)
-    volume.refresh(ball)
+    volume.refresh(ball, band=0.04)
     return volume
 
 
@@ -36,23 +36,34 @@ def rays(count: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[Tensor, Tenso
 def test_the_volume_is_exact_for_linear_functions(count: int):
     """For an even number of rays as for an odd one: they are split among the threads."""
     volume, slopes = SdfVolume(20, CPU), torch.tensor([0.3, -1.1, 0.7])
-    volume.refresh(lambda x: x @ slopes + 0.2)
+    volume.refresh(lambda x: x @ slopes + 0.2, band=0.1)
     x = torch.rand(count, 11, 3, generator=torch.Generator().manual_seed(0)) * 1.0 - 0.5
     torch.testing.assert_close(volume(x), x @ slopes + 0.2, atol=1e-5, rtol=0)
 
 
-def test_a_refresh_within_a_band_leaves_the_rest(volume: SdfVolume):
-    before = volume.values.clone()
-    asked = []
+def test_the_volume_asks_every_other_node_and_those_near_the_surface():
+    volume, asked = SdfVolume(64, CPU), []
 
-    def other(x: Tensor) -> Tensor:
+    def counted(x: Tensor) -> Tensor:
         asked.append(len(x))
-        return ball(x) + 0.01
+        return ball(x)
 
-    volume.refresh(other, band=0.1, chunk=1000)
-    near = (before.abs() < 0.1) & (volume.nodes.norm(dim=1) < 1.05).reshape(before.shape)
-    torch.testing.assert_close(volume.values, torch.where(near, before + 0.01, before))
-    assert sum(asked) == near.sum() and max(asked) <= 1000
+    volume.refresh(counted, band=0.1, chunk=1000)
+    exact = ball(volume.nodes).reshape(volume.values.shape)
+    sphere, near = (volume.nodes.norm(dim=1) <= 1).reshape(exact.shape), exact.abs() < 0.09
+    torch.testing.assert_close(volume.values[near], exact[near])
+    torch.testing.assert_close(volume.values[sphere], exact[sphere], atol=0.02, rtol=0)
+    assert max(asked) <= 1000 and sum(asked) < 0.25 * len(volume.nodes)
+
+
+def test_a_refresh_finds_a_surface_where_none_was(volume: SdfVolume):
+    centre = torch.tensor([0.0, 0.8, 0.0])
+    volume.refresh(lambda x: torch.minimum(ball(x), (x - centre).norm(dim=1) - 0.1), band=0.04)
+    assert volume(centre.reshape(1, 1, 3)).item() == pytest.approx(-0.1, abs=0.025)
+
+
+def test_an_odd_number_of_cells_is_made_even():
+    assert SdfVolume(17, CPU).values.shape == (19, 19, 19)
 
 
 def test_proposals_are_sorted_within_bounds_and_dense_at_the_surface(volume: SdfVolume):
@@ -103,7 +114,7 @@ def test_proposals_equal_a_loop_over_the_inverse_of_the_distribution(volume: Sdf
 
 def test_rays_that_stay_away_from_the_surface_are_told_apart() -> None:
     volume = SdfVolume(64, torch.device("cpu"))
-    volume.refresh(lambda x: x.norm(dim=1) - 0.5)
+    volume.refresh(ball, band=0.04)
     heights = torch.tensor([0.0, 0.45, 0.52, 0.7, 1.5])
     origins = torch.stack([torch.full((5,), -3.0), heights, torch.zeros(5)], dim=1)
     directions = torch.tensor([[1.0, 0.0, 0.0]]).expand(5, 3)

@@ -12,25 +12,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shared.encoding import cpu, reference
+from shared.encoding import cpu, reference, tcnn
 from shared.encoding.grid import HashGrid
 from shared.errors import UserError
 
-__all__ = ["BACKENDS", "HashGrid", "choose_backend", "encode", "has_triton", "interpolate"]
+__all__ = ["BACKENDS", "HashGrid", "choose_backend", "encode", "has_tinycudann", "has_triton", "interpolate"]
 
-BACKENDS = ("auto", "cpu", "triton", "reference")
+BACKENDS = ("auto", "cpu", "triton", "tinycudann", "reference")
 
 
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend to use: `auto` takes the fastest one for the device, a name is taken at its word or refused."""
-    needed = {"cpu": "cpu", "triton": "cuda"}
+    needed = {"cpu": "cpu", "triton": "cuda", "tinycudann": "cuda"}
     if needed.get(name, device.type) != device.type:
         raise UserError(f"field.backend {name}: cannot run on {device.type}; use auto or reference")
     if name == "triton" and not has_triton():
         raise UserError("field.backend triton: needs triton 3.3; `pip install -U triton`, or use auto or reference")
-    if name == "auto":
-        return "cpu" if device.type == "cpu" else "triton" if has_triton() else "reference"
-    return name
+    if name == "tinycudann" and not has_tinycudann():
+        raise UserError("field.backend tinycudann: is not installed (github.com/NVlabs/tiny-cuda-nn); use auto")
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "cpu"
+    return "triton" if has_triton() else "tinycudann" if has_tinycudann() else "reference"
 
 
 @functools.cache
@@ -43,6 +47,11 @@ def has_triton() -> bool:
     return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
 
 
+def has_tinycudann() -> bool:
+    """Whether tiny-cuda-nn's Python package is there. Importing it fails where there is no GPU, so it is only found."""
+    return importlib.util.find_spec("tinycudann") is not None
+
+
 def encode(
     x: Float[Tensor, "n 3"],
     table: Float[Tensor, "entries features"],
@@ -53,11 +62,13 @@ def encode(
     """Features of x in [-1, 1]^3 on the first `active` levels (all by default), and their Jacobian.
 
     Once differentiable with respect to x and table through both outputs on the fast backends, to any order on
-    `reference`. Where `table` is a leaf that already has a gradient, the fast backends add to that in place.
+    `reference`. Where `table` is a leaf that already has a gradient, `cpu` and `triton` add to that in place.
     """
     active = grid.levels if active is None else active
     if backend == "reference":
         return reference.encode(x, table, grid, active)
+    if backend == "tinycudann":
+        return tcnn.encode(x, table, grid, active)
     features, jacobian = _Encode.apply(x, table, grid, active, True, backend)
     return features, jacobian
 
@@ -73,6 +84,8 @@ def interpolate(
     active = grid.levels if active is None else active
     if backend == "reference":
         return reference.encode(x.detach(), table, grid, active)[0]
+    if backend == "tinycudann":
+        return tcnn.features(x.detach(), table, grid, active)
     return _Encode.apply(x.detach(), table, grid, active, False, backend)[0]
 
 
