@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mvrecon.color import spherical_harmonics
+from mvrecon.color import HARMONICS, spherical_harmonics
 from mvrecon.config import BackgroundConfig
 from mvrecon.volume import composite
 from shared.encoding import HashGrid, choose_backend, interpolate
@@ -31,7 +31,7 @@ class Background(nn.Module):
         self.backend = choose_backend(backend, device)
         self.table = nn.Parameter(torch.empty(self.grid.entries, 2).uniform_(-1e-4, 1e-4))
         self.body = nn.Sequential(nn.Linear(2 * self.grid.levels, width), nn.ReLU(), nn.Linear(width, 16))
-        self.head = nn.Sequential(nn.Linear(15 + 16, width), nn.ReLU(), nn.Linear(width, 3))
+        self.head = nn.Sequential(nn.Linear(15 + len(HARMONICS), width), nn.ReLU(), nn.Linear(width, 3))
 
     def forward(
         self,

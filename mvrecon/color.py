@@ -15,7 +15,8 @@ from shared.field import FieldConfig
 COARSEST = 32
 
 
-# The real spherical harmonics up to degree 3 as sums of products of at most three coordinates.
+# The real spherical harmonics up to degree 2 as sums of products of at most two coordinates. Higher degrees tell the
+# training views apart and guess the light of others worse (docs/log.md).
 HARMONICS: tuple[dict[str, float], ...] = (
     {"": 0.28209479},
     {"y": -0.48860251},
@@ -26,38 +27,28 @@ HARMONICS: tuple[dict[str, float], ...] = (
     {"zz": 0.94617471, "": -0.31539157},
     {"xz": -1.09254843},
     {"xx": 0.54627422, "yy": -0.54627422},
-    {"xxy": -1.77013077, "yyy": 0.59004359},
-    {"xyz": 2.89061144},
-    {"yzz": -2.28522900, "y": 0.45704580},
-    {"zzz": 1.86588165, "z": -1.11952899},
-    {"xzz": -2.28522900, "x": 0.45704580},
-    {"xxz": 1.44530572, "yyz": -1.44530572},
-    {"xxx": -0.59004359, "xyy": 1.77013077},
 )
 
 
 def _harmonics_of_products() -> Tensor:
-    """(64, 16): what the product of factors a, b and c, each one of (1, x, y, z), adds to every harmonic, at row
-    16 a + 4 b + c."""
-    matrix = torch.zeros(4, 4, 4, len(HARMONICS), dtype=torch.float64)
+    """(16, 9): what the product a b, each factor one of (1, x, y, z), adds to every harmonic, in row 4 a + b."""
+    matrix = torch.zeros(4, 4, len(HARMONICS), dtype=torch.float64)
     for column, terms in enumerate(HARMONICS):
         for product, coefficient in terms.items():
-            matrix[(*("1xyz".index(factor) for factor in product.rjust(3, "1")), column)] = coefficient
-    return matrix.reshape(64, -1)
+            matrix[(*("1xyz".index(factor) for factor in product.rjust(2, "1")), column)] = coefficient
+    return matrix.reshape(16, -1)
 
 
 FROM_PRODUCTS = _harmonics_of_products()
 
 
-def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
-    """The 16 real spherical harmonics up to degree 3 of unit directions (Sloan 2008, appendix A2).
+def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 9"]:
+    """The 9 real spherical harmonics up to degree 2 of unit directions (Sloan 2008, appendix A2).
 
-    All products of three factors and one matrix: few operations, for the sake of small batches.
+    All products of two factors and one matrix: few operations, for the sake of small batches.
     """
     factors = F.pad(d, (1, 0), value=1.0)
-    pairs = factors[:, :, None] * factors[:, None]
-    products = pairs[:, :, :, None] * factors[:, None, None]
-    return products.reshape(-1, 64) @ FROM_PRODUCTS.to(d)
+    return (factors[:, :, None] * factors[:, None]).reshape(-1, 16) @ FROM_PRODUCTS.to(d)
 
 
 class ColorNetwork(nn.Module):
@@ -72,7 +63,7 @@ class ColorNetwork(nn.Module):
         self.backend = choose_backend(field.backend, device)
         self.table = nn.Parameter(torch.empty(self.grid.entries, self.grid.features).uniform_(-1e-4, 1e-4))
         painted = config.levels * self.grid.features
-        sizes = [3 + 3 + 16 + field.feature + painted] + [config.width] * config.layers
+        sizes = [3 + 3 + len(HARMONICS) + field.feature + painted] + [config.width] * config.layers
         hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(config.width, 3))
 
@@ -80,7 +71,7 @@ class ColorNetwork(nn.Module):
         self,
         x: Float[Tensor, "n 3"],
         gradient: Float[Tensor, "n 3"],
-        harmonics: Float[Tensor, "n 16"],
+        harmonics: Float[Tensor, "n 9"],
         feature: Float[Tensor, "n k"],
     ) -> Float[Tensor, "n 3"]:
         """Colours in 0..1."""

@@ -20,7 +20,6 @@ from shared.encoding.cpu import FAST, HALF, ONE, ZERO, f32
 
 RAYS, ROWS = 16, 64
 QUARTER, TINY, LEAST = f32(0.25), f32(1e-5), f32(1e-9)
-FEATURE = 22  # first column of the feature among the colour network's inputs
 
 
 class Sections(NamedTuple):
@@ -29,7 +28,7 @@ class Sections(NamedTuple):
 
     points: Float[Tensor, "n 3"]
     directions: Float[Tensor, "r 3"]
-    harmonics: Float[Tensor, "r 16"]
+    harmonics: Float[Tensor, "r 9"]
     spacing: Float[Tensor, "r s"]
     within: Bool[Tensor, "r s"]
 
@@ -146,29 +145,31 @@ def weigh_backward(field, rays, numbers, alpha, d_results, d_inputs):
 
 @njit(parallel=True, cache=True)
 def gather(seen, samples, columns, inputs):
-    """inputs (m, 22 + k + p) of the colour network: point, gradient, the ray's harmonics, feature, paint.
+    """inputs (m, 15 + k + p) of the colour network: point, gradient, the ray's harmonics, feature, paint.
 
-    columns: points (n, 3), gradients (n, 3), harmonics (r, 16), features (n, k) and, of the seen alone, paint (m, p).
+    columns: points (n, 3), gradients (n, 3), harmonics (r, 9), features (n, k) and, of the seen alone, paint (m, p).
     """
     points, gradient, harmonics, feature, paint = columns
-    painted = FEATURE + feature.shape[1]
+    first = 6 + harmonics.shape[1]
+    painted = first + feature.shape[1]
     for task in prange((len(seen) + ROWS - 1) // ROWS):
         for row in range(task * ROWS, min(len(seen), (task + 1) * ROWS)):
             n = seen[row]
-            inputs[row, :3], inputs[row, 3:6], inputs[row, 6:FEATURE] = points[n], gradient[n], harmonics[n // samples]
-            inputs[row, FEATURE:painted], inputs[row, painted:] = feature[n], paint[row]
+            inputs[row, :3], inputs[row, 3:6], inputs[row, 6:first] = points[n], gradient[n], harmonics[n // samples]
+            inputs[row, first:painted], inputs[row, painted:] = feature[n], paint[row]
 
 
 @njit(parallel=True, cache=True)
-def gather_backward(seen, d_inputs, d_gradient, d_feature):
-    """The transpose of `gather`: added to d_gradient (n, 3) and written to d_feature (n, k)."""
+def gather_backward(seen, d_inputs, first, d_gradient, d_feature):
+    """The transpose of `gather`: added to d_gradient (n, 3) and written to d_feature (n, k), whose column of the inputs
+    is the `first`."""
     for task in prange((len(seen) + ROWS - 1) // ROWS):
         for row in range(task * ROWS, min(len(seen), (task + 1) * ROWS)):
             n = seen[row]
             for axis in range(3):
                 d_gradient[n, axis] += d_inputs[row, 3 + axis]
             for k in range(d_feature.shape[1]):
-                d_feature[n, k] = d_inputs[row, FEATURE + k]
+                d_feature[n, k] = d_inputs[row, first + k]
 
 
 class FusedRender(torch.autograd.Function):
@@ -219,8 +220,9 @@ class FusedRender(torch.autograd.Function):
         d_results, d_field = _numpy(d_weights, d_passed.contiguous()), _numpy(d_sdf, d_gradient, d_width)
         weigh_backward(_numpy(sdf, gradient), _along(ctx.sections), ctx.numbers, alpha.numpy(), d_results, d_field)
         d_feature = torch.zeros(len(sdf), ctx.features)
-        gather_backward(seen.numpy(), *_numpy(d_inputs, d_gradient, d_feature))
-        d_table = cpu.table_gradient(points, table, ctx.grid, d_inputs[:, FEATURE + ctx.features :], None)
+        first = 6 + ctx.sections.harmonics.shape[1]
+        gather_backward(seen.numpy(), d_inputs.numpy(), first, *_numpy(d_gradient, d_feature))
+        d_table = cpu.table_gradient(points, table, ctx.grid, d_inputs[:, first + ctx.features :], None)
         return d_sdf, d_gradient, d_feature, d_width.sum(), d_table, None, None, *d_layers
 
 

@@ -1,8 +1,8 @@
 """Where on a ray to spend the network: proposals from a cached volume of signed distances.
 
 The volume is a coarse copy of the field. Reading it costs a trilinear look-up, so a ray can be scanned finely; the
-network is asked only near what the scan finds. The volume is refreshed every few steps: where it is stale, a surface that
-has moved is not found again.
+network is asked only near what the scan finds. The volume is refreshed every few steps: where it is stale, a surface
+that has moved is not found again.
 """
 
 from collections.abc import Callable

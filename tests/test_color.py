@@ -17,14 +17,14 @@ def test_the_harmonics_are_orthonormal_over_the_sphere():
     directions = torch.from_numpy(np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1))
     area = torch.from_numpy(np.repeat(weights, 16) * 2 * np.pi / 16)
     values = spherical_harmonics(directions)
-    torch.testing.assert_close(values.T @ (area[:, None] * values), torch.eye(16).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(values.T @ (area[:, None] * values), torch.eye(9).double(), atol=1e-6, rtol=0)
 
 
 def test_colours_depend_on_every_input_and_lie_in_range():
     torch.manual_seed(0)
     color = ColorConfig(width=16, layers=2, levels=2, log2_entries=9)
     network = ColorNetwork(FieldConfig(feature=5, finest=64), color, torch.device("cpu"))
-    inputs = [torch.randn(30, n, requires_grad=True) for n in (3, 3, 16, 5)]
+    inputs = [torch.randn(30, n, requires_grad=True) for n in (3, 3, 9, 5)]
     colors = network(*inputs)
     assert colors.shape == (30, 3) and 0 < float(colors.detach().min()) and float(colors.detach().max()) < 1
     colors.sum().backward()

@@ -17,7 +17,7 @@ MIXED = HashGrid(levels=4, base=2, finest=40, log2_entries=10)
 
 
 class Encoding(nn.Module):
-    """One level of tiny-cuda-nn's grid: nodes at (i - 1/2) / scale, x first in dense levels, sizes in multiples of 8."""
+    """One level of tiny-cuda-nn's grid: nodes at (i - 1/2) / scale, x first if dense, sizes in multiples of 8."""
 
     def __init__(self, n_input_dims: int, config: dict, dtype: torch.dtype):
         super().__init__()

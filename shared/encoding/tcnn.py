@@ -1,8 +1,8 @@
 """The encoding by tiny-cuda-nn (github.com/NVlabs/tiny-cuda-nn), where that is installed, on the very same table.
 
 Its grid puts nodes half a cell beside ours and lays dense levels out with x first. One module a level, with shifted
-(and for dense levels turned) coordinates, undoes both: nothing is converted, and a checkpoint means the same field. On a
-border between cells, rounding decides from which one the slope is taken.
+(and for dense levels turned) coordinates, undoes both: nothing is converted, and a checkpoint means the same field. On
+a border between cells, rounding decides from which one the slope is taken.
 """
 
 import functools
