@@ -17,7 +17,7 @@ from shared.ranks import shard
 
 # Pixels this far from a mask, as a fraction of the photo's width, count as near it: the silhouette must be seen from
 # both sides.
-MARGIN = 0.03
+MARGIN = 0.015
 
 
 # Random numbers in 0..1 for a batch of rays: so many columns, a row for each ray.
