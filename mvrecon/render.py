@@ -21,7 +21,7 @@ from mvrecon.scene import Scene
 from shared.errors import UserError
 from shared.run_folder import make_folder, save_png
 
-CHUNK = 8192
+CHUNK = 8192  # rays at a time
 # A photo's pixel is the mean over its area, so a picture's pixel is the mean of four rays, on a rotated grid: one ray
 # aliases at silhouettes.
 WITHIN_PIXEL = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
@@ -55,19 +55,21 @@ def render_view(model: SurfaceModel, volume: SdfVolume, cameras: Cameras, index:
     reach = max(NEAR, WIDTHS / float(model.inverse_width))
     scan = max(model.config.sampling.scan, math.ceil(2 / NEAR))
     rotation = torch.as_tensor(cameras.cam_to_world[index, :, :3], dtype=torch.float32, device=pixels.device)
-    for chunk in torch.arange(len(pixels), device=pixels.device).split(CHUNK // len(within)):
-        chosen = chunk.repeat_interleave(len(within))
-        points = pixels[chosen] + within.repeat(len(chunk), 1)
-        view = torch.full((len(chosen),), index, dtype=torch.long, device=pixels.device)
-        origins, directions = cameras.rays(view, points)
-        if model.background is None and model.config.sampling.source == "volume":
-            near = passes_near(volume, origins, directions, scan, reach)
-            chosen, origins, directions = chosen[near], origins[near], directions[near]
+    view = torch.full((CHUNK,), index, dtype=torch.long, device=pixels.device)
+    chosen = torch.arange(len(pixels), device=pixels.device)
+    if model.background is None and model.config.sampling.source == "volume":
+        # By the middle of each pixel: its corners are nearer to that than what is left as a margin.
+        near = [passes_near(volume, *cameras.rays(view[: len(p)], p), scan, reach) for p in pixels.split(CHUNK)]
+        chosen = chosen[torch.cat(near)]
+    for part in chosen.split(CHUNK // len(within)):
+        pixel = part.repeat_interleave(len(within))
+        points = pixels[pixel] + within.repeat(len(part), 1)
+        origins, directions = cameras.rays(view[: len(pixel)], points)
         rendering = model.render(volume, origins, directions, progress)
         depth = rendering.depth * (directions @ rotation)[:, 2]
         normal = rendering.normal @ rotation
         found = torch.cat([rendering.color, rendering.opacity[:, None], depth[:, None], normal], dim=1)
-        image.index_add_(0, chosen, found / len(within))
+        image.index_add_(0, pixel, found / len(within))
     image[:, 5:] = torch.nn.functional.normalize(image[:, 5:], dim=1)
     color, opacity, z, toward = np.split(
         image.cpu().numpy().reshape(cameras.height, cameras.width, 8), [3, 4, 5], axis=2
