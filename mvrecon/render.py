@@ -58,7 +58,9 @@ def render_view(model: SurfaceModel, volume: SdfVolume, cameras: Cameras, index:
     view = torch.full((CHUNK,), index, dtype=torch.long, device=pixels.device)
     chosen = torch.arange(len(pixels), device=pixels.device)
     if model.background is None and model.config.sampling.source == "volume":
-        # By the middle of each pixel: its corners are nearer to that than what is left as a margin.
+        # By the middle of each pixel; its rays pass beside that by less than half of its diagonal.
+        farthest = float(np.linalg.norm(cameras.centres[index])) + 1
+        reach += math.sqrt(0.5) * farthest / float(cameras.intrinsics[index].diagonal()[:2].min())
         near = [passes_near(volume, *cameras.rays(view[: len(p)], p), scan, reach) for p in pixels.split(CHUNK)]
         chosen = chosen[torch.cat(near)]
     for part in chosen.split(CHUNK // len(within)):
