@@ -41,6 +41,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    # An optimiser's first step imports this; were a group open by then, it would be held for ever, and its threads,
+    # alive when the interpreter ends, now and then abort the process.
+    import torch._dynamo  # noqa: F401
+
     try:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -101,6 +101,7 @@ def curve(run: Path) -> list[dict[str, float]]:
 
 
 SUMS = """
+from pathlib import Path
 import torch
 from shared import ranks
 with ranks.process_group(torch.device("cpu")):
@@ -117,6 +118,9 @@ with ranks.process_group(torch.device("cpu")):
     assert unused.grad.tolist() == [5.0, 5.0, 5.0], unused.grad
     assert float(ranks.all_sum(loss.detach())) == 8.0
     assert ranks.broadcast(0.25 if ranks.is_first() else 7.0, 1.0) == (0.25, 1.0)
+    torch.optim.Adam([weight]).step()
+alive = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in alive if "gloo" in name], f"threads outlive the group: {alive}"
 """
 
 
