@@ -58,7 +58,8 @@ class SamplingConfig:
     importance: int = key(14, "samples a ray near the surface", minimum=2)
     uniform: int = key(2, "samples a ray spread evenly", minimum=1)
     volume: int = key(128, "cells along an edge of the cached distances, made even", minimum=16)
-    refresh: int = key(8, "steps between refreshes of the cached distances", minimum=1)
+    # Often while the surface still moves by much of a cell between two of them.
+    refresh: Schedule = key(Schedule(0.1, 8.0, 32.0, 0.5), "steps between refreshes of the cached distances", minimum=1)
     band: float = key(
         0.04,
         "they are exact at every node nearer to the surface than this (field units), else at every other",

@@ -28,7 +28,7 @@ class Trainer:
         self.pool = RayPool(scene, config.train.mask_share, device)
         self.generator = torch.Generator(device).manual_seed(config.train.seed)
         self.optimisers = Optimisers(self.model, config.optim, constant=("sharpness",))
-        self.steps = 0
+        self.steps = self.refresh_at = 0
 
     def step(self, progress: float) -> dict[str, Tensor]:
         """Draw rays, render, and move every parameter once. Returns the loss terms, detached, still on the device."""
@@ -54,8 +54,9 @@ class Trainer:
 
     def _refresh(self, progress: float) -> None:
         sampling = self.config.sampling
-        if self.steps % sampling.refresh == 0 and sampling.source == "volume":
+        if self.steps >= self.refresh_at and sampling.source == "volume":
             self.refresh_volume(progress)
+            self.refresh_at = self.steps + round(sampling.refresh(progress))
 
     def finish(self) -> bool:
         """The run is over: bring the weights to their final values; returns whether that changed them."""
@@ -69,6 +70,7 @@ class Trainer:
             "volume": self.volume.values,
             "generator": self.generator.get_state(),
             "steps": self.steps,
+            "refresh_at": self.refresh_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,4 +79,4 @@ class Trainer:
         self.optimisers.load_state_dict(state["optimisers"])
         self.volume.values.copy_(state["volume"])
         self.generator.set_state(state["generator"])
-        self.steps = state["steps"]
+        self.steps, self.refresh_at = state["steps"], state["refresh_at"]

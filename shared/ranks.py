@@ -43,7 +43,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     # An optimiser's first step imports this; were a group open by then, it would be held for ever, and its threads,
     # alive when the interpreter ends, now and then abort the process.
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo
 
     try:
         if device.type == "cuda":

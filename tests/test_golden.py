@@ -65,7 +65,7 @@ def test_photos(backend: str, masks: bool, tmp_path) -> None:
             importance=12,
             uniform=4,
             volume=24,
-            refresh=4,
+            refresh=Schedule(4.0),
             band=0.04,
             anneal=0.2,
             sharpest_proposal=Schedule(300.0),

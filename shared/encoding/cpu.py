@@ -31,38 +31,6 @@ def layout(grid: HashGrid) -> NDArray[np.int64]:
 
 
 @njit(inline="always")
-def _axis(x, resolution):
-    """Cell, fraction and slope (zero where clamped) of one coordinate."""
-    position = f32((x + ONE) * f32(resolution * HALF))
-    slope = f32(resolution * HALF) if ZERO <= position <= resolution else ZERO
-    # Constants first: numba's min and max then turn what is not a number into them, and not into a wild index.
-    cell = i32(min(f32(resolution - ONE), max(ZERO, position)))
-    return cell, min(max(f32(position - f32(cell)), ZERO), ONE), slope
-
-
-@njit(inline="always")
-def _corners(ix, iy, iz, resolution, offset, dense, mask, rows):
-    """Table rows of the cell's eight corners; bit 2 of the corner's number is x, bit 1 is y, bit 0 is z."""
-    if dense:
-        side = i32(resolution + 1)
-        base = (ix * side + iy) * side + iz + offset
-        for corner in range(8):
-            rows[corner] = base + ((corner >> 2) * side + (corner >> 1 & 1)) * side + (corner & 1)
-    else:
-        x0, x1 = u32(ix), u32(ix + 1)
-        y0, z0 = u32(u32(iy) * PRIME_Y), u32(u32(iz) * PRIME_Z)
-        y1, z1 = u32(y0 + PRIME_Y), u32(z0 + PRIME_Z)
-        rows[0] = i32((x0 ^ y0 ^ z0) & mask) + offset
-        rows[1] = i32((x0 ^ y0 ^ z1) & mask) + offset
-        rows[2] = i32((x0 ^ y1 ^ z0) & mask) + offset
-        rows[3] = i32((x0 ^ y1 ^ z1) & mask) + offset
-        rows[4] = i32((x1 ^ y0 ^ z0) & mask) + offset
-        rows[5] = i32((x1 ^ y0 ^ z1) & mask) + offset
-        rows[6] = i32((x1 ^ y1 ^ z0) & mask) + offset
-        rows[7] = i32((x1 ^ y1 ^ z1) & mask) + offset
-
-
-@njit(inline="always")
 def _place_block(x, levels, level, first, count, scratch):
     """Where `count` points from row `first` on lie on a level: their columns of fractions, slopes and table rows."""
     numbers, rows = scratch
@@ -73,6 +41,17 @@ def _place_block(x, levels, level, first, count, scratch):
     _columns_of_rows(levels[level], u32(levels[-1, 0]), rows)
 
 
+@njit(inline="always")
+def _fetch(table, scratch):
+    """The block's table entries, a column for each corner and feature."""
+    numbers, rows = scratch
+    for corner in range(8):
+        for i in range(BLOCK):
+            entry = u32(rows[corner * BLOCK + i])
+            numbers[VALUES + 2 * corner * BLOCK + i] = table[entry, 0]
+            numbers[VALUES + (2 * corner + 1) * BLOCK + i] = table[entry, 1]
+
+
 @njit(fastmath=FAST, cache=True)
 def _encode_block(x, table, levels, level, first, scratch, results):
     """One level's columns of features (n, 2 L) and, unless it is empty, of jacobian (n, 3, 2 L), for the BLOCK points
@@ -81,14 +60,10 @@ def _encode_block(x, table, levels, level, first, scratch, results):
     Works on columns of BLOCK points, in scratch space that the caller provides: numbers (SCRATCH,), rows (11 BLOCK,).
     Columns at constant distances in one array are what lets the compiler vectorise over points.
     """
-    (numbers, rows), (features, jacobian) = scratch, results
+    numbers, (features, jacobian) = scratch[0], results
     count = min(BLOCK, features.shape[0] - first)
     _place_block(x, levels, level, first, count, scratch)
-    for corner in range(8):
-        for i in range(BLOCK):
-            entry = u32(rows[corner * BLOCK + i])
-            numbers[VALUES + 2 * corner * BLOCK + i] = table[entry, 0]
-            numbers[VALUES + (2 * corner + 1) * BLOCK + i] = table[entry, 1]
+    _fetch(table, scratch)
     for k in range(2):
         _interpolate(numbers, VALUES + k * BLOCK, RESULTS + 4 * k * BLOCK)
         for i in range(count):
@@ -280,37 +255,52 @@ def x_gradient(x: Tensor, table: Tensor, grid: HashGrid, d_jacobian: Tensor) -> 
     return d_x
 
 
-@njit(parallel=True, fastmath=FAST, cache=True)
-def backward_x(x, table, levels, grad_jacobian, grad_x):
-    """Adds to grad_x (n, 3) the Hessian of the features contracted with grad_jacobian (n, 3, 2 L).
+@njit(inline="always")
+def _twists(numbers, k):
+    """Writes into the columns of coordinates the Hessian of feature k contracted with its columns of slopes.
 
     Trilinear features have no second derivative along one axis: only the three mixed ones remain.
     """
-    count, _, channels = grad_jacobian.shape
-    mask = u32(levels[-1, 0])
-    for n in prange(count):
-        rows = np.empty(8, i32)
-        for level in range(channels // 2):
-            resolution, offset, dense = f32(levels[level, 0]), i32(levels[level, 1]), levels[level, 2] == 1
-            ix, wx, sx = _axis(x[n, 0], resolution)
-            iy, wy, sy = _axis(x[n, 1], resolution)
-            iz, wz, sz = _axis(x[n, 2], resolution)
-            _corners(ix, iy, iz, resolution, offset, dense, mask, rows)
-            ux, uy, uz = f32(ONE - wx), f32(ONE - wy), f32(ONE - wz)
-            for k in range(2):
-                v0, v1, v2, v3 = table[rows[0], k], table[rows[1], k], table[rows[2], k], table[rows[3], k]
-                v4, v5, v6, v7 = table[rows[4], k], table[rows[5], k], table[rows[6], k], table[rows[7], k]
-                xy = (uz * (v6 - v4 - v2 + v0) + wz * (v7 - v5 - v3 + v1)) * sx * sy
-                xz = (uy * (v5 - v4 - v1 + v0) + wy * (v7 - v6 - v3 + v2)) * sx * sz
-                yz = (ux * (v3 - v2 - v1 + v0) + wx * (v7 - v6 - v5 + v4)) * sy * sz
-                gx, gy, gz = (
-                    grad_jacobian[n, 0, 2 * level + k],
-                    grad_jacobian[n, 1, 2 * level + k],
-                    grad_jacobian[n, 2, 2 * level + k],
-                )
-                grad_x[n, 0] += xy * gy + xz * gz
-                grad_x[n, 1] += xy * gx + yz * gz
-                grad_x[n, 2] += xz * gx + yz * gy
+    values, slopes = VALUES + k * BLOCK, RESULTS + 4 * k * BLOCK
+    for i in range(BLOCK):
+        wx, wy, wz = numbers[FRACTIONS + i], numbers[FRACTIONS + BLOCK + i], numbers[FRACTIONS + 2 * BLOCK + i]
+        ux, uy, uz = f32(ONE - wx), f32(ONE - wy), f32(ONE - wz)
+        sx, sy, sz = numbers[SLOPES + i], numbers[SLOPES + BLOCK + i], numbers[SLOPES + 2 * BLOCK + i]
+        v0, v1 = numbers[values + i], numbers[values + 2 * BLOCK + i]
+        v2, v3 = numbers[values + 4 * BLOCK + i], numbers[values + 6 * BLOCK + i]
+        v4, v5 = numbers[values + 8 * BLOCK + i], numbers[values + 10 * BLOCK + i]
+        v6, v7 = numbers[values + 12 * BLOCK + i], numbers[values + 14 * BLOCK + i]
+        xy = (uz * (v6 - v4 - v2 + v0) + wz * (v7 - v5 - v3 + v1)) * sx * sy
+        xz = (uy * (v5 - v4 - v1 + v0) + wy * (v7 - v6 - v3 + v2)) * sx * sz
+        yz = (ux * (v3 - v2 - v1 + v0) + wx * (v7 - v6 - v5 + v4)) * sy * sz
+        gx, gy = numbers[slopes + BLOCK + i], numbers[slopes + 2 * BLOCK + i]
+        gz = numbers[slopes + 3 * BLOCK + i]
+        numbers[i] = xy * gy + xz * gz
+        numbers[BLOCK + i] = xy * gx + yz * gz
+        numbers[2 * BLOCK + i] = xz * gx + yz * gy
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
+def backward_x(x, table, levels, grad_jacobian, grad_x):
+    """Adds to grad_x (n, 3) the Hessian of the features contracted with grad_jacobian (n, 3, 2 L)."""
+    points = grad_jacobian.shape[0]
+    for task in prange((points + CHUNK - 1) // CHUNK):
+        scratch = (np.zeros(SCRATCH, f32), np.zeros(11 * BLOCK, i32))
+        numbers = scratch[0]
+        for level in range(grad_jacobian.shape[2] // 2):
+            for first in range(task * CHUNK, min(points, (task + 1) * CHUNK), BLOCK):
+                count = min(BLOCK, points - first)
+                _place_block(x, levels, level, first, count, scratch)
+                _fetch(table, scratch)
+                for k in range(2):
+                    for axis in range(3):
+                        for i in range(count):
+                            slope = grad_jacobian[first + i, axis, 2 * level + k]
+                            numbers[RESULTS + (4 * k + 1 + axis) * BLOCK + i] = slope
+                    _twists(numbers, k)
+                    for i in range(count):
+                        for axis in range(3):
+                            grad_x[first + i, axis] += numbers[axis * BLOCK + i]
 
 
 def set_threads(count: int) -> None:
