@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-from shared.cloud_formats import READERS, Columns
+from shared.cloud_formats import READERS, SIGNATURES, Columns, first_occurrences
 from shared.errors import UserError
 
 MINIMUM_POINTS = 50
+# Clouds of which single precision would keep the shape only to coarser than this share of their diagonal are far away.
+COARSE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +33,26 @@ class PointCloud:
         return len(self.points)
 
     def summary(self) -> str:
-        """One line: how many points, with what, how large, and what was dropped."""
+        """One line: how many points, with what, how large, how far from the origin if far, and what was dropped."""
         extras = [name for name in ("normals", "colors") if getattr(self, name) is not None]
         lower, upper = self.points.min(axis=0), self.points.max(axis=0)
         size = " x ".join(f"{side:.6g}" for side in upper - lower)
         parts = [f"{len(self):,} points" + (f" with {' and '.join(extras)}" if extras else ""), f"size {size}"]
+        if self.is_far():
+            centre = " ".join(f"{middle:.10g}" for middle in (lower + upper) / 2)
+            parts.append(f"far from the origin: around {centre}, and results stay in that frame")
         parts += [f"dropped {count:,} {reason}" for reason, count in self.dropped.items() if count]
         return f"{self.source}: {', '.join(parts)}"
 
+    def is_far(self) -> bool:
+        """Whether the origin is so far away, as in map coordinates, that single precision would spoil the shape."""
+        lower, upper = self.points.min(axis=0), self.points.max(axis=0)
+        coarseness = np.finfo(np.float32).eps * max(-lower.min(), upper.max())
+        return bool(coarseness > COARSE * np.linalg.norm(upper - lower))
+
 
 def read_cloud(path: str | Path) -> PointCloud:
-    """Read a PLY, XYZ, TXT, CSV, NPY, NPZ or OBJ file, chosen by suffix.
+    """Read a file of one of the formats in `READERS`, chosen by suffix.
 
     Rows with a coordinate that is not finite and exact repetitions of earlier points are dropped and counted.
     Raises UserError for a file that is missing, broken, of another kind, or without enough distinct points.
@@ -53,7 +64,7 @@ def read_cloud(path: str | Path) -> PointCloud:
         raise UserError(f"{path}: holds no points; give a point cloud of at least {MINIMUM_POINTS} points")
     finite = np.asarray(np.isfinite(columns.points).all(axis=1))
     columns = columns.rows(finite)
-    distinct = _first_occurrences(columns.points)
+    distinct = first_occurrences(columns.points)
     if total >= MINIMUM_POINTS and len(columns.points) > 0 and distinct.sum() == 1:
         raise UserError(f"{path}: all points are equal; export the cloud again with its coordinates")
     dropped = {"non-finite": int((~finite).sum()), "duplicate": int((~distinct).sum())}
@@ -75,18 +86,15 @@ def _reader(path: Path) -> Callable[[Path], Columns]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: point clouds are not read from '{path.suffix}' files; use {', '.join(READERS)}")
-    if path.stat().st_size == 0:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
         raise UserError(f"{path}: the file is empty; export the cloud again")
+    for content, marks in SIGNATURES.items():
+        if start.startswith(marks) and READERS.get(content) is not reader:
+            remedy = f"rename it to end in {content}" if content in READERS else f"give one of {', '.join(READERS)}"
+            raise UserError(f"{path}: is really {content}, by its first bytes; {remedy}")
     return reader
-
-
-def _first_occurrences(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows (N, 3) do not repeat an earlier row."""
-    order = np.lexsort(points.T)  # stable, so the earliest of equal rows comes first
-    ordered = points[order]
-    distinct = np.ones(len(points), dtype=bool)
-    distinct[order[1:]] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return distinct
 
 
 def _unit_normals(normals: NDArray[np.float64] | None) -> tuple[NDArray[np.float64] | None, int]:

@@ -83,6 +83,15 @@ def test_normals_go_along_and_colors_come_back(tmp_path, suffix, mark):
     assert mark not in path.read_bytes()
 
 
+@pytest.mark.parametrize(("first", "extra"), [("OFF", ""), ("NOFF", " 0 0 1"), ("COFF", " 9 8 7 255")])
+def test_off_with_and_without_normals_and_colors(tmp_path, first, extra):
+    path = tmp_path / "mesh.off"
+    rows = [f"{x} {y} {z}{extra}" for x, y, z in CORNERS] + [f"3 {a} {b} {c}" for a, b, c in TETRAHEDRON]
+    path.write_text("\n".join([first, "# by hand", "4 4 6", *rows]))
+    loaded = load_mesh(path)
+    assert np.array_equal(loaded.vertices, CORNERS) and np.array_equal(loaded.faces, TETRAHEDRON)
+
+
 def test_map_coordinates_survive_a_ply(tmp_path):
     vertices = CORNERS * 0.001 + np.array([431_234.5678, 5_412_345.6789, 123.456])
     save_mesh(Mesh(vertices, TETRAHEDRON), tmp_path / "mesh.ply")
