@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
 from pointrecon.config import Config
 from shared.checkpoint import latest_checkpoint
@@ -28,6 +30,19 @@ class LoadedRun:
     to_world: Similarity
     device: torch.device
     made: dict[str, Any]
+
+    @torch.no_grad()
+    def sdf(self, points: ArrayLike, chunk: int = 65536) -> NDArray[np.float64]:
+        """Signed distances (n,) of points (n, 3), both in the cloud's frame and units; negative inside.
+
+        Outside of the box around the cloud, whose longest side is 1.25 times the cloud's, they are extrapolated: the
+        distance to the box is added to that of the nearest place in it.
+        """
+        unit = self.to_world.to_unit(np.asarray(points, np.float64).reshape(-1, 3))
+        inside = unit.clip(-1, 1)
+        parts = torch.from_numpy(inside.astype(np.float32)).to(self.device).split(chunk)
+        values = [np.empty(0), *(self.field.sdf(part).cpu().numpy().astype(np.float64) for part in parts)]
+        return (np.concatenate(values) + np.linalg.norm(unit - inside, axis=1)) * self.to_world.scale
 
 
 def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:

@@ -1,13 +1,16 @@
-"""The command line of `pointrecon`: fit, mesh, eval."""
+"""The command line of `pointrecon`: fit, batch, mesh, slice, isopoints, eval."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from shared.command_line import Parser, add_config_arguments
 from shared.config import read_config
 from shared.errors import UserError, main_guard
 from shared.loop import one_budget
+
+KINDS = "PLY, XYZ, TXT, CSV, NPY, NPZ, OBJ, OFF, STL, PCD, LAS or LAZ"
 
 
 def build_parser() -> Parser:
@@ -17,15 +20,18 @@ def build_parser() -> Parser:
     parser = Parser(prog="pointrecon", description="A point cloud to a surface; no normals needed.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     fit = commands.add_parser("fit", help="fit a surface to a cloud")
-    fit.add_argument("cloud", nargs="?", type=Path, help="PLY, XYZ, TXT, CSV, NPY, NPZ or OBJ file")
+    fit.add_argument("cloud", nargs="?", type=Path, help=f"{KINDS} file")
     fit.add_argument("--config", type=Path, help="a preset, such as configs/pointrecon/fast.yaml")
     fit.add_argument("--out", type=Path, required=True, help="folder of the run; the surface is RUN/mesh.ply")
     fit.add_argument("--resume", action="store_true", help="continue the run in --out")
     add_config_arguments(fit, Config, without=["cloud"])
-    mesh = commands.add_parser("mesh", help="extract the surface of a run again")
-    mesh.add_argument("run", type=Path, help="folder of a run")
-    mesh.add_argument("--resolution", type=int, default=384, help="cells along an edge of the box (default 384)")
-    mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
+    batch = commands.add_parser("batch", help="fit every cloud of a folder; what is done already is not done again")
+    batch.add_argument("clouds", type=Path, help=f"folder of {KINDS} files")
+    batch.add_argument("--config", type=Path, help="a preset, such as configs/pointrecon/fast.yaml")
+    batch.add_argument("--out", type=Path, required=True, help="folder for NAME.ply, runs/NAME and metrics.csv")
+    batch.add_argument("--gt", type=Path, metavar="FOLDER", help="exact meshes, or points on the surfaces, NAME.*")
+    add_config_arguments(batch, Config, without=["cloud"])
+    _add_outputs(commands)
     evaluate = commands.add_parser("eval", help="measure a run or a mesh; prints a table")
     evaluate.add_argument(
         "run", type=Path, metavar="RUN|MESH", help="folder of a run (writes RUN/eval.json) or a mesh file"
@@ -34,12 +40,31 @@ def build_parser() -> Parser:
         "--gt", type=Path, required=True, metavar="MESH|CLOUD", help="the exact mesh, or points on the surface"
     )
     for command in commands.choices.values():
-        if command is not fit:
+        if command not in (fit, batch):
             command.add_argument(
                 "--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: as fitted)"
             )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def _add_outputs(commands: Any) -> None:
+    """The commands that make something of a run."""
+    mesh = commands.add_parser("mesh", help="extract the surface of a run again")
+    mesh.add_argument("run", type=Path, help="folder of a run")
+    mesh.add_argument("--resolution", type=int, default=384, help="cells along an edge of the box (default 384)")
+    for name in ("trim", "smallest", "faces"):
+        mesh.add_argument(f"--{name}", help=f"as `fit --{name}` (default: as fitted)")
+    mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
+    slices = commands.add_parser("slice", help="pictures of the field with its level sets")
+    slices.add_argument("run", type=Path, help="folder of a run")
+    slices.add_argument("--axis", choices=("x", "y", "z"), default="z", help="what the slices are across (default z)")
+    slices.add_argument("--count", type=int, default=1, help="how many slices (default 1, in the middle)")
+    slices.add_argument("--out", type=Path, help="folder for the pictures (default RUN/slices)")
+    points = commands.add_parser("isopoints", help="points spread evenly over the surface, with normals")
+    points.add_argument("run", type=Path, help="folder of a run")
+    points.add_argument("--count", type=int, default=20_000, help="how many points (default 20000)")
+    points.add_argument("--out", type=Path, help="point cloud file, .ply (default RUN/isopoints.ply)")
 
 
 def run_fit(args: argparse.Namespace) -> int:
@@ -65,16 +90,46 @@ def run_fit(args: argparse.Namespace) -> int:
 def run_mesh(args: argparse.Namespace) -> None:
     """`pointrecon mesh`."""
     from pointrecon.checkpoint import load_run
-    from pointrecon.fit import field_mesh
+    from pointrecon.config import Config
+    from pointrecon.surface import cloud_of_run, finished_mesh
     from shared.mesh import save_mesh
 
     if args.resolution < 8:
         raise UserError(f"--resolution {args.resolution}: too small; use 8 or more")
     run = load_run(args.run, args.device)
     out = args.out or run.folder / "mesh.ply"
-    mesh = field_mesh(run.field, run.to_world, args.resolution, run.device)
+    asked = {name: getattr(args, name) for name in ("trim", "smallest", "faces")}
+    given = [(name, text) for name, text in asked.items() if text is not None]
+    config = read_config(Config, run.folder / "config.yaml", [*given, ("train.resolution", str(args.resolution))])
+    mesh = finished_mesh(run.field, run.to_world, cloud_of_run(config), config, run.device)
     save_mesh(mesh, out)
     print(f"{out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces")
+
+
+def run_batch(args: argparse.Namespace) -> int:
+    """`pointrecon batch`: exit code 0, 2 when a cloud failed, 130 when it was interrupted."""
+    from pointrecon.batch import fit_all
+
+    return fit_all(args.clouds, args.out, args.config, args.overrides, args.gt)
+
+
+def run_slice(args: argparse.Namespace) -> None:
+    """`pointrecon slice`."""
+    from pointrecon.checkpoint import load_run
+    from pointrecon.slices import write_slices
+
+    run = load_run(args.run, args.device)
+    write_slices(run, args.axis, args.count, args.out or run.folder / "slices")
+
+
+def run_isopoints(args: argparse.Namespace) -> None:
+    """`pointrecon isopoints`."""
+    from pointrecon.checkpoint import load_run
+    from pointrecon.surface import save_isopoints
+
+    run = load_run(args.run, args.device)
+    out = args.out or run.folder / "isopoints.ply"
+    print(f"{out}: {save_isopoints(run, args.count, out)} points")
 
 
 def run_eval(args: argparse.Namespace) -> None:
@@ -85,7 +140,14 @@ def run_eval(args: argparse.Namespace) -> None:
     write_report(evaluate(args.run, args.gt, args.device), args.run / "eval.json" if args.run.is_dir() else None)
 
 
-COMMANDS = {"fit": run_fit, "mesh": run_mesh, "eval": run_eval}
+COMMANDS = {
+    "fit": run_fit,
+    "batch": run_batch,
+    "mesh": run_mesh,
+    "slice": run_slice,
+    "isopoints": run_isopoints,
+    "eval": run_eval,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,7 +16,11 @@ class QueryConfig:
     """Where the field is asked around the cloud (Neural-Pull, section 3)."""
 
     batch: int = key(8192, "queries a step", minimum=16)
-    neighbours: int = key(4, "the queries' spread is the distance to this nearest neighbour", minimum=1)
+    neighbours: int | None = key(
+        None,
+        "the queries' spread is the distance to this nearest neighbour; none: as the cloud's noise asks",
+        minimum=1,
+    )
     factor: float = key(1.0, "times this", minimum=0.0)
     space_share: float = key(0.1, "share of the queries drawn from all of space", minimum=0.0, maximum=0.9)
     pool: int = key(500_000, "queries held ready with their nearest points", minimum=1000)
@@ -28,6 +32,15 @@ class QueryConfig:
 class PullConfig:
     """Weights; each may be a number or [p0, v0, v1, p1] over the progress of the run."""
 
+    target: str = key(
+        "auto",
+        "what queries near the cloud are measured to: their nearest point, or the one they were drawn around, which is "
+        "better in noise",
+        choices=("auto", "nearest", "origin"),
+    )
+    softness: float | None = key(
+        None, "errors below this (field units) count squared; none: as the cloud's noise asks", minimum=0.0
+    )
     squared: bool = key(False, "squared distances, as the paper prints (with plane 1); plain ones fit finer detail")
     plane: float = key(
         0.3,
@@ -47,7 +60,11 @@ class FitConfig:
 
     minutes: float | None = key(None, f"length of the run in minutes; {MINUTES:g} without steps", minimum=1e-3)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
-    cell: float = key(2.6, "finest cell in spacings of the cloud, sets field.finest; 0 keeps it", minimum=0.0)
+    cell: float | None = key(
+        None,
+        "finest cell in spacings of the cloud, sets field.finest; 0 keeps that; none: as the cloud's noise asks",
+        minimum=0.0,
+    )
     save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
     resolution: int = key(384, "cells along an edge of the box for mesh.ply", minimum=8)
     seed: int = key(0, "seed of everything random", minimum=0, maximum=2**63 - 1)
@@ -66,4 +83,18 @@ class Config:
     loss: PullConfig = PullConfig()
     optim: OptimConfig = OptimConfig(warmup=0.03, final=0.02)
     train: FitConfig = FitConfig()
+    keep_stray: bool = key(False, "keep points that seem to belong to no surface")
+    trim: float | None = key(
+        None,
+        "cut what is farther from the cloud than this many distances between its points; 0: nothing; none: 4, but only "
+        "where more than a third of the surface is: what closes open scans, not holes",
+        minimum=0.0,
+    )
+    smallest: float = key(
+        0.01,
+        "drop parts of the surface with less than this share of the largest one's area; 1 keeps that one alone",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    faces: int | None = key(None, "simplify the surface to about this many faces; none: not at all", minimum=4)
     device: str = key("auto", "where to compute", choices=("auto", "cpu", "cuda"))

@@ -2,9 +2,13 @@
 
 q = p + N(0, (factor sigma_p)^2) with sigma_p the distance from p to its k-th neighbour, so queries are dense where
 the cloud is. A share of `space` queries covers the rest of the box, where nothing else fixes the sign.
+
+Each query keeps its p, too. In a noisy cloud the nearest point is the one whose noise points towards the query, while
+p knows nothing of where the query is: on average over all p, the surface lies in their middle.
 """
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +23,21 @@ SMALLEST_SIGMA = 1e-5  # more than k coincident points must not put a query exac
 CHUNK = 100_000  # rows per nearest-neighbour search, which bounds its memory
 
 
+class Queries(NamedTuple):
+    """n queries, their nearest cloud points, the cloud points they were drawn around (the nearest ones again where they
+    were drawn from all of space), and which were; those near the surface come first."""
+
+    x: Float[Tensor, "n 3"]
+    nearest: Float[Tensor, "n 3"]
+    origin: Float[Tensor, "n 3"]
+    in_space: Bool[Tensor, " n"]
+
+
 class QuerySampler:
-    """Batches of (query, nearest point) from a pool that is drawn once and renewed piece by piece.
+    """Batches of queries from a pool that is drawn once and renewed piece by piece.
 
     points: (N, 3) in field space, N >= 2. neighbours: k of sigma, at most N - 1. factor: multiplies sigma.
-    space_share: fraction of every batch that is drawn from all of space. pool: queries held, 24 bytes each.
+    space_share: fraction of every batch that is drawn from all of space. pool: queries held, 36 bytes each.
     The generator belongs to the sampler from here on; equal generators give equal batches.
     """
 
@@ -54,25 +68,27 @@ class QuerySampler:
         self._space = _Pool(space)
         self.refresh(pool)
 
-    def batch(self, n: int) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"], Bool[Tensor, " n"]]:
-        """n queries, their nearest cloud points, and which are space queries; the near-surface ones come first."""
-        space = round(n * self.space_share) if len(self._space.pairs) else 0
-        near_rows = self.generator.integers(len(self._near.pairs), size=n - space)
-        space_rows = self.generator.integers(max(len(self._space.pairs), 1), size=space)
-        pairs = torch.from_numpy(np.concatenate([self._near.pairs[near_rows], self._space.pairs[space_rows]]))
-        return pairs[:, :3].contiguous(), pairs[:, 3:].contiguous(), torch.arange(n) >= n - space
+    def batch(self, n: int) -> Queries:
+        """n queries from the pool, with replacement."""
+        space = round(n * self.space_share) if len(self._space.rows) else 0
+        near_rows = self.generator.integers(len(self._near.rows), size=n - space)
+        space_rows = self.generator.integers(max(len(self._space.rows), 1), size=space)
+        rows = torch.from_numpy(np.concatenate([self._near.rows[near_rows], self._space.rows[space_rows]]))
+        x, nearest, origin = (part.contiguous() for part in rows.split(3, dim=1))
+        return Queries(x, nearest, origin, torch.arange(n) >= n - space)
 
     def refresh(self, count: int = CHUNK // 2) -> None:
         """Draw the `count` oldest queries of the pool anew, at most all of them; space queries in proportion."""
-        total = len(self._near.pairs) + len(self._space.pairs)
+        total = len(self._near.rows) + len(self._space.rows)
         count = min(count, total)
-        space = round(count * len(self._space.pairs) / total)
+        space = round(count * len(self._space.rows) / total)
         for start in range(0, count - space, CHUNK):
-            queries = self._near_surface(min(CHUNK, count - space - start))
-            self._near.replace(queries, self._nearest(queries))
+            queries, origins = self._near_surface(min(CHUNK, count - space - start))
+            self._near.replace(queries, self._nearest(queries), origins)
         for start in range(0, space, CHUNK):
             queries = self._in_space(min(CHUNK, space - start))
-            self._space.replace(queries, self._nearest(queries))
+            nearest = self._nearest(queries)
+            self._space.replace(queries, nearest, nearest)
 
     def state_dict(self) -> dict[str, Tensor | str | int]:
         """All that decides the batches to come, in types that torch.load(weights_only=True) accepts."""
@@ -91,10 +107,12 @@ class QuerySampler:
         self._space.load(state, "space")
         self.generator.bit_generator.state = json.loads(str(state["generator"]))
 
-    def _near_surface(self, n: int) -> NDArray[np.float32]:
+    def _near_surface(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Queries and the points they are drawn around."""
         rows = np.sort(self.generator.integers(len(self.points), size=n))  # searches in spatial order are 3x faster
         noise = self.generator.standard_normal((n, 3), dtype=np.float32)
-        return _clip(self._ordered[rows] + noise * (self.factor * self._sigma_of(rows))[:, None])
+        origins = self._ordered[rows]
+        return _clip(origins + noise * (self.factor * self._sigma_of(rows))[:, None]), origins
 
     def _in_space(self, n: int) -> NDArray[np.float32]:
         """Half uniform in the box, half around the cloud."""
@@ -120,25 +138,25 @@ class QuerySampler:
 
 
 class _Pool:
-    """A ring of pairs, query and target in a row (size, 6): `replace` overwrites the oldest."""
+    """A ring of rows (size, 9), query, nearest point and origin: `replace` overwrites the oldest."""
 
     def __init__(self, size: int) -> None:
-        self.pairs = np.zeros((size, 6), dtype=np.float32)
+        self.rows = np.zeros((size, 9), dtype=np.float32)
         self.oldest = 0
 
-    def replace(self, queries: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
-        rows = (self.oldest + np.arange(len(queries))) % len(self.pairs)
-        self.pairs[rows] = np.concatenate([queries, targets], axis=1)
-        self.oldest = int(rows[-1] + 1) % len(self.pairs)
+    def replace(self, *columns: NDArray[np.float32]) -> None:
+        index = (self.oldest + np.arange(len(columns[0]))) % len(self.rows)
+        self.rows[index] = np.concatenate(columns, axis=1)
+        self.oldest = int(index[-1] + 1) % len(self.rows)
 
     def state(self, name: str) -> dict[str, Tensor | str | int]:
-        return {f"{name}_pairs": torch.from_numpy(self.pairs.copy()), f"{name}_oldest": self.oldest}
+        return {f"{name}_rows": torch.from_numpy(self.rows.copy()), f"{name}_oldest": self.oldest}
 
     def load(self, state: dict[str, Tensor | str | int], name: str) -> None:
-        pairs = torch.as_tensor(state[f"{name}_pairs"]).cpu().numpy()
-        if pairs.shape != self.pairs.shape:
-            raise ValueError(f"a pool of {len(pairs)} {name} queries, not {len(self.pairs)}")
-        self.pairs = pairs.copy()
+        rows = torch.as_tensor(state[f"{name}_rows"]).cpu().numpy()
+        if rows.shape != self.rows.shape:
+            raise ValueError(f"a pool of {len(rows)} {name} queries, not {len(self.rows)}")
+        self.rows = rows.copy()
         self.oldest = int(state[f"{name}_oldest"])
 
 

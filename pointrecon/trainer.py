@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointrecon.config import Config
-from pointrecon.queries import QuerySampler
+from pointrecon.queries import Queries, QuerySampler
 from shared.field import Geometry, build_field
 from shared.levelset import alignment_loss
 from shared.optim import Optimisers
@@ -24,17 +24,43 @@ def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squar
     return error if squared else (error + 1e-12).sqrt()
 
 
-def plane_loss(
-    queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"], squared: bool
+def plane_error(
+    queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"]
 ) -> Float[Tensor, " n"]:
-    """How far the pulled queries are from their targets along the normals, or its square.
+    """How far the pulled queries are from their targets along the normals, with its sign.
 
     A cloud's points are not where the queries' perpendiculars meet the surface, but up to half a spacing beside. The
     pull takes that for an error of the direction, noise as large as the distances themselves; here it does not count.
     """
     normal = F.normalize(geometry.gradient.detach(), dim=1)
-    error = ((queries - targets) * normal).sum(dim=1) - geometry.sdf
-    return error.square() if squared else error.abs()
+    return ((queries - targets) * normal).sum(dim=1) - geometry.sdf
+
+
+def chord_error(
+    queries: Float[Tensor, "n 3"],
+    geometry: Geometry,
+    targets: Float[Tensor, "n 3"],
+    target_gradient: Float[Tensor, "n 3"],
+) -> Float[Tensor, " n"]:
+    """`plane_error` for targets far beside the queries: along the mean of the normals at both ends.
+
+    A chord of a sphere is perpendicular to the sum of the normals at its ends, so that curvature costs nothing (the
+    symmetric objective of Rusinkiewicz 2019). Pairs whose normals disagree lie across an edge or on two sides of a
+    thin part, and count less.
+    """
+    here, there = (F.normalize(g.detach(), dim=1) for g in (geometry.gradient, target_gradient))
+    cosine = (here * there).sum(dim=1)
+    height = ((queries - targets) * (here + there)).sum(dim=1) / (1 + cosine).clamp_min(0.2)
+    return cosine.clamp_min(0) ** AGREE * (height - geometry.sdf)
+
+
+def soft_abs(error: Float[Tensor, " n"], softness: float) -> Float[Tensor, " n"]:
+    """|error|, rounded to a parabola below `softness`: the mean of noisy errors tells more than their median."""
+    return error.abs() if softness == 0 else (error.square() + softness**2).sqrt() - softness
+
+
+# Power of the cosine between the normals at both ends of a chord: what disagrees by 45 degrees counts a quarter.
+AGREE = 4
 
 
 class Trainer:
@@ -45,6 +71,8 @@ class Trainer:
         self.config, self.device = config, device
         self.field = build_field(config.field, device)
         q = config.queries
+        if q.neighbours is None or config.loss.target == "auto":
+            raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
         generator = np.random.default_rng(config.train.seed)
         self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool)
         self.optimisers = Optimisers(self.field, config.optim)
@@ -55,16 +83,13 @@ class Trainer:
         queries, loss = self.config.queries, self.config.loss
         if self.steps and self.steps % queries.refresh == 0:
             self.queries.refresh(queries.renewed)
-        x, targets, in_space = (shard(t) for t in self.queries.batch(queries.batch))
-        near = int((~in_space).sum())  # they come first
-        x, targets, active = x.to(self.device), targets.to(self.device), self.field.active(progress)
+        batch = Queries(*(shard(t) for t in self.queries.batch(queries.batch)))
+        near = int((~batch.in_space).sum())  # they come first
+        batch = Queries(*(t.to(self.device) for t in batch))
+        x, targets, active = batch.x, batch.nearest, self.field.active(progress)
         geometry = self.field.geometry(x, active)
         around, beyond = (Geometry(*(part[rows] for part in geometry)) for rows in (slice(near), slice(near, None)))
-        if progress >= loss.plane:
-            error = plane_loss(x[:near], around, targets[:near], loss.squared)
-        else:
-            error = pull_loss(pull(x[:near], around.sdf, around.gradient), targets[:near], loss.squared)
-        terms = {"pull": part_of_mean(error, near)}
+        terms = {"pull": part_of_mean(self._near_error(batch, around, progress), near)}
         total = terms["pull"]
         if queries.space_share > 0:
             pulled = pull(x[near:], beyond.sdf, beyond.gradient)
@@ -79,6 +104,20 @@ class Trainer:
         self.optimisers.step(total, progress)
         self.steps += 1
         return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def _near_error(self, batch: Queries, geometry: Geometry, progress: float) -> Float[Tensor, " n"]:
+        """What the n queries near the cloud are off, of which geometry speaks."""
+        loss, near = self.config.loss, len(geometry.sdf)
+        x, nearest, origin = (part[:near] for part in batch[:3])
+        if progress < loss.plane:
+            return pull_loss(pull(x, geometry.sdf, geometry.gradient), nearest, loss.squared)
+        if loss.target == "nearest":
+            error = plane_error(x, geometry, nearest)
+        else:
+            with torch.no_grad():
+                there = self.field.geometry(origin, self.field.active(progress)).gradient
+            error = chord_error(x, geometry, origin, there)
+        return error.square() if loss.squared else soft_abs(error, loss.softness or 0.0)
 
     def finish(self) -> bool:
         """The run is over: bring the weights to their final values; returns whether that changed them."""

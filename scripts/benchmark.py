@@ -36,8 +36,9 @@ from mvrecon.train import adapt as adapt_to_photos
 from mvrecon.trainer import Trainer as PhotoTrainer
 from pointrecon.config import MINUTES
 from pointrecon.config import Config as CloudConfig
-from pointrecon.fit import adapt as adapt_to_cloud
-from pointrecon.fit import field_mesh
+from pointrecon.adapt import adapt as adapt_to_cloud
+from pointrecon.surface import field_mesh
+from pointrecon.survey import survey
 from pointrecon.trainer import Trainer as CloudTrainer
 from scripts.demo_object import demo_object
 from scripts.growth import growth, large_cloud, plot_growth, step_seconds
@@ -198,7 +199,7 @@ def fitted_field(cloud: np.ndarray, seconds: float) -> tuple[Field, Similarity]:
     """The field and its frame after so long a fit to the cloud (n, 3)."""
     to_world = fit_box(cloud)
     unit = to_world.to_unit(cloud)
-    trainer = CloudTrainer(adapt_to_cloud(CloudConfig(), unit), unit, CPU)
+    trainer = CloudTrainer(adapt_to_cloud(CloudConfig(), survey(unit)), unit, CPU)
     budget = Budget(minutes=seconds / 60)
     budget.start()
     while not budget.done:

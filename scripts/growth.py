@@ -18,8 +18,9 @@ from mvrecon.config import DataConfig
 from mvrecon.datasets import load
 from mvrecon.train import adapt
 from mvrecon.trainer import Trainer
+from pointrecon.adapt import adapt as adapt_to_cloud
 from pointrecon.config import Config as CloudConfig
-from pointrecon.fit import adapt as adapt_to_cloud
+from pointrecon.survey import survey
 from pointrecon.trainer import Trainer as CloudTrainer
 from scripts.demo_object import demo_object
 from scripts.make_scene import make_tiny_scene
@@ -45,7 +46,7 @@ def row(what: str, sizes: Sequence[float], cost: Callable[[Any], float]) -> Figu
 
 def step_seconds(trainer: Trainer, progress: float = 0.5, rounds: int = 5) -> float:
     """Median over rounds that each hold one refresh of the cached distances."""
-    count = trainer.config.sampling.refresh
+    count = round(trainer.config.sampling.refresh(progress))
     return median_seconds(lambda: [trainer.step(progress) for _ in range(count)], rounds) / count
 
 
@@ -84,7 +85,7 @@ def cloud_row() -> Figures:
     def cost(count: int) -> float:
         cloud, _ = sample_surface(truth, count, seed=0)
         unit = fit_box(cloud).to_unit(cloud)
-        trainer = CloudTrainer(adapt_to_cloud(CloudConfig(), unit), unit, CPU)
+        trainer = CloudTrainer(adapt_to_cloud(CloudConfig(), survey(unit)), unit, CPU)
         return median_seconds(lambda: [trainer.step(0.5) for _ in range(20)], 5) / 20
 
     return row("fit step / points of the cloud", [10_000, 100_000, 1_000_000, 5_000_000], cost)

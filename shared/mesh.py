@@ -77,9 +77,14 @@ def keep_components(mesh: Mesh, minimum_fraction: float) -> Mesh:
         return mesh
     count, labels = face_components(mesh)
     areas = np.bincount(labels, weights=np.linalg.norm(face_cross(mesh), axis=1), minlength=count)
-    faces = mesh.faces[(areas >= minimum_fraction * areas.max())[labels]]
-    used, kept = np.unique(faces, return_inverse=True)
-    normals, colors = (None if extra is None else extra[used] for extra in (mesh.normals, mesh.colors))
+    return keep_faces(mesh, (areas >= minimum_fraction * areas.max())[labels])
+
+
+def keep_faces(mesh: Mesh, wanted: NDArray[np.bool_]) -> Mesh:
+    """The mesh of these faces (F,) alone, without vertices that they do not use."""
+    used, kept = np.unique(mesh.faces[wanted], return_inverse=True)
+    normals = None if mesh.normals is None else mesh.normals[used]
+    colors = None if mesh.colors is None else mesh.colors[used]
     return Mesh(mesh.vertices[used], kept.reshape(-1, 3), normals, colors)
 
 
@@ -100,6 +105,12 @@ def save_mesh(mesh: Mesh, path: str | Path) -> None:
             _write_ply(mesh, file)
         else:
             _to_trimesh(mesh).export(file, file_type=suffix[1:])
+
+
+def save_points(points: NDArray[np.float64], normals: NDArray[np.float64], path: Path) -> None:
+    """Write points (n, 3) with normals (n, 3) as PLY, as `save_mesh` does."""
+    with atomic_write(path) as file:
+        _write_ply(Mesh(points, np.empty((0, 3), np.int64), normals), file)
 
 
 def load_mesh(path: str | Path) -> Mesh:

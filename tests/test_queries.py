@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from pointrecon.fit import spacing
 from pointrecon.queries import EDGE, QuerySampler
+from pointrecon.survey import survey
 
 
 def sphere(count: int = 400, radius: float = 0.7) -> np.ndarray:
@@ -23,14 +23,25 @@ def sampler(points: np.ndarray | None = None, seed: int = 0, **options) -> Query
 
 def test_targets_are_the_nearest_points_by_brute_force():
     points = sphere()
-    queries, targets, _ = sampler(points).batch(500)
+    queries, targets, *_ = sampler(points).batch(500)
     np.testing.assert_array_equal(targets, points[cdist(queries, points).argmin(axis=1)])
     assert queries.dtype == targets.dtype == torch.float32
 
 
+def test_origins_are_cloud_points_and_know_nothing_of_the_query():
+    points = np.zeros((2000, 3), dtype=np.float32)
+    points[:, :2] = np.random.default_rng(1).uniform(-0.8, 0.8, (2000, 2))
+    points[:, 2] = np.random.default_rng(2).normal(scale=0.01, size=2000)
+    x, nearest, origin, in_space = sampler(points, neighbours=20, pool=40_000).batch(40_000)
+    assert {*map(tuple, origin.tolist())} <= {*map(tuple, points.tolist())}
+    assert torch.equal(nearest[in_space], origin[in_space])
+    above = ~in_space & (x[:, 2] > 0.02)
+    assert float(nearest[above, 2].mean()) > 0.004 > 0.002 > float(origin[~in_space, 2].mean().abs())
+
+
 def test_near_surface_queries_come_first_and_in_the_share_asked_for():
     points = sphere()
-    queries, targets, is_space = sampler(points, space_share=0.25).batch(1000)
+    queries, targets, _, is_space = sampler(points, space_share=0.25).batch(1000)
     assert is_space.dtype == torch.bool and int(is_space.sum()) == 250
     assert not is_space[:750].any() and is_space[750:].all()
     distances = (queries - targets).norm(dim=1)
@@ -39,21 +50,20 @@ def test_near_surface_queries_come_first_and_in_the_share_asked_for():
 
 
 def test_without_space_queries():
-    _, _, is_space = sampler(space_share=0.0).batch(64)
-    assert not is_space.any()
+    assert not sampler(space_share=0.0).batch(64).in_space.any()
 
 
 def test_offsets_have_the_deviation_of_the_kth_neighbour():
     points = np.zeros((60, 3), dtype=np.float32)
     points[:, 0] = np.linspace(-0.59, 0.59, 60)  # spacing 0.02: the 4th neighbour is 0.04 away inside the line
-    queries, _, _ = sampler(points, factor=0.5, space_share=0.0, pool=40_000).batch(40_000)
+    queries = sampler(points, factor=0.5, space_share=0.0, pool=40_000).batch(40_000).x
     inner = queries[queries[:, 0].abs() < 0.4]
     np.testing.assert_allclose(inner[:, 1:].std(dim=0), 0.5 * 0.04, rtol=0.03)
     np.testing.assert_allclose(inner[:, 1:].mean(dim=0), 0.0, atol=1e-3)
 
 
 def test_half_of_the_space_queries_fill_the_box():
-    queries, _, is_space = sampler(sphere(radius=0.2), space_share=0.5, pool=40_000).batch(40_000)
+    queries, *_, is_space = sampler(sphere(radius=0.2), space_share=0.5, pool=40_000).batch(40_000)
     far = (queries[is_space].abs().amax(dim=1) > 0.7).float().mean()
     np.testing.assert_allclose(far, 0.5 * (1 - 0.7**3), atol=0.02)
 
@@ -65,14 +75,14 @@ def test_equal_seeds_give_equal_batches_and_others_do_not():
 
 def test_refresh_replaces_the_oldest_queries_in_turn():
     queries = sampler(space_share=0.2, pool=1000)
-    near, space = queries._near.pairs.copy(), queries._space.pairs.copy()
+    near, space = queries._near.rows.copy(), queries._space.rows.copy()
     queries.refresh(250)
-    changed = (queries._near.pairs != near).any(axis=1), (queries._space.pairs != space).any(axis=1)
+    changed = (queries._near.rows != near).any(axis=1), (queries._space.rows != space).any(axis=1)
     assert changed[0][:200].all() and not changed[0][200:].any()
     assert changed[1][:50].all() and not changed[1][50:].any()
     for _ in range(3):
         queries.refresh(250)
-    assert (queries._near.pairs != near).any(axis=1).all() and (queries._space.pairs != space).any(axis=1).all()
+    assert (queries._near.rows != near).any(axis=1).all() and (queries._space.rows != space).any(axis=1).all()
 
 
 def test_a_resumed_sampler_draws_the_same_batches():
@@ -95,9 +105,9 @@ def test_a_resumed_sampler_draws_the_same_batches():
 def test_the_state_does_not_change_after_it_was_taken():
     queries = sampler()
     state = queries.state_dict()
-    before = state["near_pairs"].clone()
+    before = state["near_rows"].clone()
     queries.refresh(3000)
-    assert torch.equal(state["near_pairs"], before)
+    assert torch.equal(state["near_rows"], before)
 
 
 def test_a_pool_of_another_size_is_refused():
@@ -114,14 +124,14 @@ def test_small_clouds_clip_the_neighbours(count):
 
 def test_coincident_points_do_not_put_queries_on_their_targets():
     points = np.repeat(sphere(20), 10, axis=0)
-    queries, targets, _ = sampler(points, space_share=0.0).batch(200)
+    queries, targets, *_ = sampler(points, space_share=0.0).batch(200)
     assert ((queries - targets).norm(dim=1) > 0).all()
 
 
 def test_spacing_of_a_grid_is_its_step():
     axis = np.linspace(-0.5, 0.5, 11)
     grid = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
-    assert spacing(grid) == pytest.approx(0.1, rel=1e-4)
+    assert survey(grid).spacing == pytest.approx(0.1, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""A folder of clouds to a folder of surfaces and one table of their figures."""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pointrecon.config import Config
+from pointrecon.evaluate import evaluate
+from pointrecon.fit import fit
+from shared.cloud_formats import READERS
+from shared.config import read_config
+from shared.errors import UserError
+from shared.loop import one_budget
+from shared.mesh import load_mesh, save_mesh
+from shared.report import flatten
+from shared.run_folder import atomic_write
+
+
+def fit_all(
+    clouds: Path, out: Path, preset: Path | None, overrides: Sequence[tuple[str, str]], truths: Path | None
+) -> int:
+    """Fit every cloud in folder `clouds`: OUT/runs/NAME, OUT/NAME.ply, and a row each in OUT/metrics.csv.
+
+    Runs that are finished are left as they are, others go on where they were. A cloud that fails gets its error as its
+    row, and the rest go on. Figures are against the file of the same name in `truths`, or else against the cloud.
+    Returns the exit code: 0, 2 if a cloud failed, 130 if interrupted. Raises UserError for a folder without clouds.
+    """
+    files = sorted(path for path in clouds.glob("*") if path.suffix.lower() in READERS) if clouds.is_dir() else []
+    if not files:
+        raise UserError(f"{clouds}: is no folder with point clouds; give one with {', '.join(READERS)} files")
+    names = [path.stem if sum(p.stem == path.stem for p in files) == 1 else path.name for path in files]
+    rows: list[dict[str, Any]] = []
+    for number, (path, name) in enumerate(zip(files, names), 1):
+        print(f"[{number}/{len(files)}] {path}")
+        try:
+            config = read_config(Config, preset, [*one_budget(list(overrides)), ("cloud", str(path))])
+            if not _fitted(config, out, name):
+                return 130
+            figures = evaluate(out / "runs" / name, _truth(path, truths))
+            rows.append({"name": name, "error": "", **flatten(figures)})
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            rows.append({"name": name, "error": str(error)})
+        _write_table(rows, out / "metrics.csv")
+    failed = sum(bool(row["error"]) for row in rows)
+    print(f"{out / 'metrics.csv'}: {len(rows) - failed} of {len(rows)} clouds")
+    return 2 if failed else 0
+
+
+def _fitted(config: Config, out: Path, name: str) -> bool:
+    """Whether the run is finished: made now, continued, or found."""
+    run, surface = out / "runs" / name, out / f"{name}.ply"
+    if not (run / "mesh.ply").is_file() and not fit(config, run, resume=(run / "config.yaml").is_file()):
+        return False
+    if not surface.is_file():
+        save_mesh(load_mesh(run / "mesh.ply"), surface)
+    return True
+
+
+def _truth(cloud: Path, truths: Path | None) -> Path:
+    """What to measure against. Raises UserError where a folder of truths has none for this cloud."""
+    if truths is None:
+        return cloud
+    found = sorted(truths.glob(f"{cloud.stem}.*"))
+    if not found:
+        raise UserError(f"{truths}: has no {cloud.stem}.*; add the exact surface, or leave out --gt")
+    return found[0]
+
+
+def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path, "w") as file:
+        file.write(text.getvalue())

@@ -1,0 +1,94 @@
+"""From a fitted field to the surface that is written: meshed, cut to what was scanned, coloured, simplified."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pointrecon.checkpoint import LoadedRun
+from pointrecon.config import Config
+from pointrecon.survey import stray
+from pointrecon.trim import trim
+from shared.cloud_colors import transfer
+from shared.decimate import decimate
+from shared.errors import UserError
+from shared.field import Field
+from shared.geometry import Similarity
+from shared.isopoints import extract
+from shared.mesh import Mesh, keep_components, save_points
+from shared.meshing import extract_mesh
+from shared.pointcloud import PointCloud, read_cloud
+
+# If more than this share of a cloud looked stray, it would be something else: then all of it is kept.
+TOO_MANY = 0.3
+
+
+def load_cloud(config: Config) -> PointCloud:
+    """The cloud that a config names, without the points that belong to no surface. Raises UserError as `read_cloud`."""
+    cloud = read_cloud(config.cloud)
+    alone = np.zeros(len(cloud), bool) if config.keep_stray else stray(cloud.points)
+    if not alone.any() or alone.mean() > TOO_MANY:
+        return cloud
+    kept = {name: getattr(cloud, name) for name in ("points", "normals", "colors")}
+    kept = {name: None if column is None else column[~alone] for name, column in kept.items()}
+    return replace(cloud, **kept, dropped={**cloud.dropped, "stray": int(alone.sum())})
+
+
+def cloud_of_run(config: Config) -> PointCloud | None:
+    """The cloud that a run was fitted to, or, with a word about it, None where that is not there any more."""
+    try:
+        return load_cloud(config)
+    except UserError as error:
+        print(f"warning: {error}; the surface is neither cut nor coloured", file=sys.stderr)
+        return None
+
+
+def finished_mesh(
+    field: Field, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
+) -> Mesh:
+    """The surface in the cloud's frame as the config asks for; without a cloud neither cut nor coloured."""
+    mesh = keep_components(field_mesh(field, to_world, config.train.resolution, device), config.smallest)
+    if cloud is not None:
+        mesh = keep_components(trim(mesh, cloud.points, config.trim), config.smallest)
+    if config.faces is not None:
+        mesh = decimate(mesh, config.faces)
+    if cloud is not None and cloud.colors is not None:
+        mesh = replace(mesh, colors=transfer(cloud.points, cloud.colors, mesh.vertices))
+    return mesh
+
+
+def field_mesh(field: Field, to_world: Similarity, resolution: int, device: torch.device) -> Mesh:
+    """The zero level set in the cloud's frame, with vertex normals."""
+
+    def sdf(x: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+        with torch.no_grad():
+            return field.sdf(x)
+
+    mesh = extract_mesh(sdf, resolution, device=device)
+    normals = [np.empty((0, 3))]
+    for x in torch.from_numpy(mesh.vertices.astype(np.float32)).to(device).split(65536):
+        with torch.no_grad():
+            gradient = field.geometry(x).gradient
+        normals.append(torch.nn.functional.normalize(gradient, dim=1).cpu().numpy().astype(np.float64))
+    return replace(mesh, normals=np.concatenate(normals)).to_world(to_world)
+
+
+def save_isopoints(run: LoadedRun, count: int, out: Path) -> int:
+    """Write `count` points spread evenly over a run's surface (Yifan et al. 2021), with normals, in the cloud's frame.
+
+    Returns how many there are: fewer where the surface has no room. Raises UserError for a count below 1, another
+    format than PLY, or a field without surface.
+    """
+    if count < 1 or out.suffix.lower() != ".ply":
+        raise UserError(f"{out}: iso-points are written as .ply, one or more; change --out or --count")
+    seeds = 2 * torch.rand(4 * count, 3, generator=torch.Generator().manual_seed(0)) - 1
+    found = extract(run.field, seeds.to(run.device), count, None, np.random.default_rng(0))
+    if not len(found):
+        raise UserError(f"{run.folder}: the field has no surface; fit for longer")
+    points = run.to_world.to_world(found.points.cpu().numpy())
+    save_points(points, found.normals.cpu().numpy().astype(np.float64), out)
+    return len(points)

@@ -1,0 +1,57 @@
+"""Spacing, noise and stray points of clouds that are known, and the settings that follow."""
+
+import numpy as np
+import pytest
+
+from pointrecon.adapt import CELL, NEIGHBOURS, adapt
+from pointrecon.config import Config, PullConfig, QueryConfig
+from pointrecon.survey import Survey, stray, survey
+
+
+def sphere(count: int, radius: float = 0.8, seed: int = 0) -> np.ndarray:
+    points = np.random.default_rng(seed).normal(size=(count, 3))
+    return radius * points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.01, 0.02])
+@pytest.mark.parametrize("count", [5_000, 40_000])
+def test_noise_is_found_whatever_the_spacing(noise: float, count: int) -> None:
+    points = sphere(count) + np.random.default_rng(1).normal(scale=noise, size=(count, 3))
+    found = survey(points)
+    # Of 5,000 points on this sphere neighbours are 0.02 apart: less noise than a quarter of that is hardly seen.
+    assert found.noise == pytest.approx(noise, rel=0.25, abs=0.002)
+
+
+def test_curvature_is_not_noise() -> None:
+    for count in (200, 2_000, 40_000):
+        found = survey(sphere(count))
+        assert found.noise < 0.2 * found.spacing
+
+
+def test_strays_are_found_and_thin_parts_are_kept() -> None:
+    rng = np.random.default_rng(3)
+    thin = np.where(np.arange(10_000) < 500, 1, 0).astype(bool)
+    surface = sphere(10_000)
+    # One half of the sphere is twenty times thinner than the other.
+    surface = np.concatenate([surface[~thin & (surface[:, 2] > 0)], surface[thin & (surface[:, 2] < 0)]])
+    anywhere = rng.uniform(-1, 1, (300, 3))
+    found = stray(np.concatenate([surface, anywhere]))
+    far = np.abs(np.linalg.norm(anywhere, axis=1) - 0.8) > 0.2
+    assert found[len(surface) :][far].mean() > 0.9
+    assert found[: len(surface)].mean() < 0.03, "at most some of the thin part, where it meets the dense one"
+
+
+def test_small_clouds_have_no_strays() -> None:
+    assert not stray(np.random.default_rng(0).normal(size=(40, 3))).any()
+
+
+def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
+    clean, noisy = (adapt(Config(), Survey(0.01, noise)) for noise in (0.0005, 0.01))
+    assert (clean.loss.target, clean.loss.softness, clean.queries.neighbours) == ("nearest", 0.0, NEIGHBOURS[0])
+    assert (noisy.loss.target, noisy.queries.neighbours) == ("origin", NEIGHBOURS[1])
+    assert noisy.loss.softness == pytest.approx(0.02)
+    assert clean.field.finest == round(2 / (CELL[0] * 0.01)) and noisy.field.finest == round(2 / (CELL[1] * 0.01))
+    own = Config(queries=QueryConfig(neighbours=7), loss=PullConfig(target="nearest", softness=0.0))
+    own = adapt(own, Survey(0.01, 0.01))
+    assert (own.queries.neighbours, own.loss.target, own.loss.softness) == (7, "nearest", 0.0)
+    assert adapt(noisy, Survey(0.01, 0.0)) == noisy, "a run that is continued keeps what was chosen"
