@@ -12,6 +12,7 @@ NOISY = 0.25
 # Neighbours that give the queries' spread, and the finest cell in spacings: of clean clouds, of noisy ones.
 NEIGHBOURS, CELL = (4, 12), (2.6, 3.9)
 SOFTNESS = 2.0  # in standard deviations of the noise
+BEND = 0.1  # a weight of lengths, as the errors are, against one of directions
 FINEST = 1024
 
 
@@ -25,6 +26,8 @@ def adapt(config: Config, found: Survey) -> Config:
         loss = replace(loss, target="origin" if noisy else "nearest")
     if loss.softness is None:
         loss = replace(loss, softness=SOFTNESS * found.noise if noisy else 0.0)
+    if loss.bend is None:
+        loss = replace(loss, bend=BEND * found.noise if noisy else 0.0)
     if train.cell is None:
         train = replace(train, cell=CELL[noisy])
     field = config.field

@@ -41,6 +41,11 @@ class PullConfig:
     softness: float | None = key(
         None, "errors below this (field units) count squared; none: as the cloud's noise asks", minimum=0.0
     )
+    bend: float | None = key(
+        None,
+        "normals half a finest cell apart are alike, from `plane` on; none: as the cloud's noise asks",
+        minimum=0.0,
+    )
     squared: bool = key(False, "squared distances, as the paper prints (with plane 1); plain ones fit finer detail")
     plane: float = key(
         0.3,
@@ -51,7 +56,7 @@ class PullConfig:
     # Strong while the shape is coarse: a pull cannot tell a sign, and a weak one lets a thick body become hollow.
     space: Schedule = key(Schedule(0.15, 1.0, 0.2, 0.4), "pull of the queries from all of space", minimum=0.0)
     alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
-    alignment_points: int = key(2048, "queries a step for the alignment", minimum=1)
+    alignment_points: int = key(2048, "queries a step for the alignment and the bending", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,10 @@ class QuerySampler:
         x, nearest, origin = (part.contiguous() for part in rows.split(3, dim=1))
         return Queries(x, nearest, origin, torch.arange(n) >= n - space)
 
+    def noise(self, n: int) -> Float[Tensor, "n 3"]:
+        """Normal random numbers that a resumed run draws again."""
+        return torch.from_numpy(self.generator.standard_normal((n, 3), dtype=np.float32))
+
     def refresh(self, count: int = CHUNK // 2) -> None:
         """Draw the `count` oldest queries of the pool anew, at most all of them; space queries in proportion."""
         total = len(self._near.rows) + len(self._space.rows)

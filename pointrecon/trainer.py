@@ -4,63 +4,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pointrecon.config import Config
+from pointrecon.objectives import bend_loss, beside, chord_error, plane_error, pull_loss, soft_abs
 from pointrecon.queries import Queries, QuerySampler
 from shared.field import Geometry, build_field
 from shared.levelset import alignment_loss
 from shared.optim import Optimisers
 from shared.pull import pull
 from shared.ranks import part_of_mean, shard
-
-
-def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squared: bool) -> Float[Tensor, " n"]:
-    """Distance, or its square (Neural-Pull, eq. 2), between pulled queries and their nearest cloud points."""
-    error = (pulled - targets).square().sum(dim=1)
-    return error if squared else (error + 1e-12).sqrt()
-
-
-def plane_error(
-    queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"]
-) -> Float[Tensor, " n"]:
-    """How far the pulled queries are from their targets along the normals, with its sign.
-
-    A cloud's points are not where the queries' perpendiculars meet the surface, but up to half a spacing beside. The
-    pull takes that for an error of the direction, noise as large as the distances themselves; here it does not count.
-    """
-    normal = F.normalize(geometry.gradient.detach(), dim=1)
-    return ((queries - targets) * normal).sum(dim=1) - geometry.sdf
-
-
-def chord_error(
-    queries: Float[Tensor, "n 3"],
-    geometry: Geometry,
-    targets: Float[Tensor, "n 3"],
-    target_gradient: Float[Tensor, "n 3"],
-) -> Float[Tensor, " n"]:
-    """`plane_error` for targets far beside the queries: along the mean of the normals at both ends.
-
-    A chord of a sphere is perpendicular to the sum of the normals at its ends, so that curvature costs nothing (the
-    symmetric objective of Rusinkiewicz 2019). Pairs whose normals disagree lie across an edge or on two sides of a
-    thin part, and count less.
-    """
-    here, there = (F.normalize(g.detach(), dim=1) for g in (geometry.gradient, target_gradient))
-    cosine = (here * there).sum(dim=1)
-    height = ((queries - targets) * (here + there)).sum(dim=1) / (1 + cosine).clamp_min(0.2)
-    return cosine.clamp_min(0) ** AGREE * (height - geometry.sdf)
-
-
-def soft_abs(error: Float[Tensor, " n"], softness: float) -> Float[Tensor, " n"]:
-    """|error|, rounded to a parabola below `softness`: the mean of noisy errors tells more than their median."""
-    return error.abs() if softness == 0 else (error.square() + softness**2).sqrt() - softness
-
-
-# Power of the cosine between the normals at both ends of a chord: what disagrees by 45 degrees counts a quarter.
-AGREE = 4
 
 
 class Trainer:
@@ -101,6 +56,13 @@ class Trainer:
             pulled = pull(x[:n], there.sdf, there.gradient)
             terms["alignment"] = alignment_loss(there, self.field.geometry(pulled, active).gradient)
             total = total + loss.alignment(progress) * terms["alignment"]
+        if loss.bend and progress >= loss.plane:
+            n = len(shard(range(loss.alignment_points)))
+            there = Geometry(*(part[:n] for part in geometry))
+            noise = shard(self.queries.noise(loss.alignment_points)).to(self.device)
+            moved = beside(x[:n], there.gradient, 1 / self.config.field.finest, noise)
+            terms["bend"] = bend_loss(there.gradient, self.field.geometry(moved, active).gradient)
+            total = total + loss.bend * terms["bend"]
         self.optimisers.step(total, progress)
         self.steps += 1
         return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}

@@ -90,7 +90,14 @@ def test_cloud(backend: str) -> None:
     config = CloudConfig(
         field=field(backend, feature=0),
         queries=QueryConfig(batch=512, neighbours=4, factor=1.0, space_share=0.1, pool=5000, refresh=5, renewed=1000),
-        loss=PullConfig(target="nearest", squared=False, plane=0.3, space=Schedule(0.3), alignment=Schedule(0.01), alignment_points=64),
+        loss=PullConfig(
+            target="nearest",
+            squared=False,
+            plane=0.3,
+            space=Schedule(0.3),
+            alignment=Schedule(0.01),
+            alignment_points=64,
+        ),
         optim=OPTIM,
         train=FitConfig(seed=0),
     )

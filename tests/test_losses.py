@@ -10,7 +10,7 @@ from mvrecon.config import LossConfig
 from mvrecon.losses import alignment_term, color_loss, eikonal_loss, mask_loss, total_loss
 from mvrecon.model import Rendering
 from mvrecon.rays import RayBatch
-from pointrecon.trainer import chord_error, plane_error, pull_loss, soft_abs
+from pointrecon.objectives import bend_loss, beside, chord_error, plane_error, pull_loss, soft_abs
 from shared.config import Schedule
 from shared.field import FieldConfig, Geometry, build_field
 
@@ -121,3 +121,14 @@ def test_small_errors_count_squared_and_large_ones_plainly():
     soft = soft_abs(error, 0.1)
     assert float(soft[0]) == 0 and float(soft[3]) == pytest.approx(9.9, rel=1e-3)
     assert float(soft[1]) == pytest.approx(1e-6 / 0.2, rel=1e-2)
+
+
+def test_bending_is_the_angle_between_normals_beside_each_other():
+    generator = torch.Generator().manual_seed(0)
+    x = 0.6 * torch.nn.functional.normalize(torch.randn(300, 3, generator=generator), dim=1)
+    moved = beside(x, 5 * x, 0.1, torch.randn(300, 3, generator=generator))
+    torch.testing.assert_close((moved - x).norm(dim=1), torch.full((300,), 0.1))
+    torch.testing.assert_close(((moved - x) * x).sum(dim=1), torch.zeros(300), atol=1e-6, rtol=0)
+    angle = math.atan(0.1 / 0.6)
+    assert float(bend_loss(2 * x, moved)) == pytest.approx(math.hypot(2 * math.sin(angle / 2), 0.01), rel=1e-4)
+    assert float(beside(x, x, 3.0, torch.ones(300, 3)).abs().max()) <= 1

@@ -1,0 +1,70 @@
+"""What a field is asked to be around a cloud: one function a term, each on its own (n,) queries."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from shared import ranks
+from shared.field import Geometry
+
+# Power of the cosine between the normals at both ends of a chord: what disagrees by 45 degrees counts a quarter.
+AGREE = 4
+
+
+def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squared: bool) -> Float[Tensor, " n"]:
+    """Distance, or its square (Neural-Pull, eq. 2), between pulled queries and their nearest cloud points."""
+    error = (pulled - targets).square().sum(dim=1)
+    return error if squared else (error + 1e-12).sqrt()
+
+
+def plane_error(
+    queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"]
+) -> Float[Tensor, " n"]:
+    """How far the pulled queries are from their targets along the normals, with its sign.
+
+    A cloud's points are not where the queries' perpendiculars meet the surface, but up to half a spacing beside. The
+    pull takes that for an error of the direction, noise as large as the distances themselves; here it does not count.
+    """
+    normal = F.normalize(geometry.gradient.detach(), dim=1)
+    return ((queries - targets) * normal).sum(dim=1) - geometry.sdf
+
+
+def chord_error(
+    queries: Float[Tensor, "n 3"],
+    geometry: Geometry,
+    targets: Float[Tensor, "n 3"],
+    target_gradient: Float[Tensor, "n 3"],
+) -> Float[Tensor, " n"]:
+    """`plane_error` for targets far beside the queries: along the mean of the normals at both ends.
+
+    A chord of a sphere is perpendicular to the sum of the normals at its ends, so that curvature costs nothing (the
+    symmetric objective of Rusinkiewicz 2019). Pairs whose normals disagree lie across an edge or on two sides of a
+    thin part, and count less.
+    """
+    here, there = (F.normalize(g.detach(), dim=1) for g in (geometry.gradient, target_gradient))
+    cosine = (here * there).sum(dim=1)
+    height = ((queries - targets) * (here + there)).sum(dim=1) / (1 + cosine).clamp_min(0.2)
+    return cosine.clamp_min(0) ** AGREE * (height - geometry.sdf)
+
+
+def soft_abs(error: Float[Tensor, " n"], softness: float) -> Float[Tensor, " n"]:
+    """|error|, rounded to a parabola below `softness`: the mean of noisy errors tells more than their median."""
+    return error.abs() if softness == 0 else (error.square() + softness**2).sqrt() - softness
+
+
+def beside(
+    x: Float[Tensor, "n 3"], gradient: Float[Tensor, "n 3"], step: float, noise: Float[Tensor, "n 3"]
+) -> Float[Tensor, "n 3"]:
+    """Places at distance `step` from x along the level sets there, in the directions of `noise`, within the box."""
+    normal = F.normalize(gradient.detach(), dim=1)
+    along = noise - (noise * normal).sum(dim=1, keepdim=True) * normal
+    return (x + step * F.normalize(along, dim=1)).clamp(-1, 1)
+
+
+def bend_loss(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
+    """Mean length of the difference between the normals of a place and of one beside it (Oechsle et al. 2021, eq. 9).
+
+    Not squared: a sharp edge costs no more than a round one, so that noise is bent flat and edges stay.
+    """
+    apart = (F.normalize(here, dim=1) - F.normalize(there, dim=1)).square().sum(dim=1)
+    return ranks.part_of_mean((apart + 1e-4).sqrt(), len(apart))
