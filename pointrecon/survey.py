@@ -12,9 +12,9 @@ Points = NDArray[np.float64]
 SAMPLE = 4000  # points that stand for the cloud
 SIZES = (8, 16, 32, 64, 128, 256, 512)  # neighbours that a plane is put through
 WIDE = 5.0  # radius of a neighbourhood in standard deviations about its plane
-# A stray point has a neighbourhood so many times wider than its neighbours have; or so many times wider than the
-# cloud's median, and as thick as this share of its variance.
-STRAY_RATIO, STRAY_DISTANCE, STRAY_THICKNESS = 2.2, 2.5, 0.05
+# A point is stray whose neighbourhood is so many times wider than its neighbours' are. It is sparse if it is so many
+# times wider than the cloud's median; sparse points are spread if those around them have this share of variance across.
+STRAY_RATIO, SPARSE, SPREAD = 3.0, 2.5, 0.1
 NEIGHBOURS = 12
 
 
@@ -63,22 +63,31 @@ def plane_variances(groups: NDArray[np.float64]) -> NDArray[np.float64]:
 def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:
     """Which points (N,) belong to no surface.
 
-    Either much sparser than their neighbours are (after Breunig et al. 2000), or sparse for the cloud and spread in
-    all directions: parts that were scanned thinly are sparse, but flat, and lie among their like.
+    Those much sparser than their neighbours are (after Breunig et al. 2000); and of the points that are sparse for the
+    cloud those that are spread in all directions, if most of them are: parts that were scanned thinly are sparse, too,
+    but mostly flat.
     """
     if len(points) <= 4 * NEIGHBOURS:
         return np.zeros(len(points), bool)
-    tree, parts = cKDTree(points), range(0, len(points), chunk)
-    reach, around = np.empty(len(points)), np.empty((len(points), NEIGHBOURS), np.int32)
-    for first in parts:
-        distance, index = tree.query(points[first : first + chunk], k=NEIGHBOURS + 1, workers=torch.get_num_threads())
-        reach[first : first + chunk], around[first : first + chunk] = distance[:, -1], index[:, 1:]
-    sparse = reach > STRAY_DISTANCE * np.median(reach)
-    found = np.zeros(len(points), bool)
-    for first in parts:
-        rows = np.arange(first, min(first + chunk, len(points)))
-        found[rows] = reach[rows] > STRAY_RATIO * np.median(reach[around[rows]], axis=1)
-        rows = rows[sparse[rows] & ~found[rows]]
-        variances = plane_variances(points[around[rows]])
-        found[rows] = variances[:, 0] > STRAY_THICKNESS * variances.sum(axis=1)
+    tree = cKDTree(points)
+    reach, around = np.empty(len(points)), np.empty(len(points))
+    for first in range(0, len(points), chunk):
+        part, workers = slice(first, first + chunk), torch.get_num_threads()
+        reach[part] = tree.query(points[part], k=[NEIGHBOURS + 1], workers=workers)[0][:, 0]
+    for first in range(0, len(points), chunk):
+        part, workers = slice(first, first + chunk), torch.get_num_threads()
+        _, index = tree.query(points[part], k=[*range(2, NEIGHBOURS + 2)], workers=workers)
+        around[part] = np.median(reach[index], axis=1)
+    found = reach > STRAY_RATIO * around
+    sparse = np.flatnonzero(reach > SPARSE * np.median(reach))
+    if len(sparse) > 4 * NEIGHBOURS:
+        spread = _spread(points[sparse])
+        found[sparse] |= spread & (spread.mean() > 0.5)
     return found
+
+
+def _spread(points: Points) -> NDArray[np.bool_]:
+    """Which points (N,) lie, like those around them, among neighbours in all directions instead of on a surface."""
+    _, index = cKDTree(points).query(points, k=NEIGHBOURS + 1, workers=torch.get_num_threads())
+    variances = plane_variances(points[index])
+    return np.asarray((variances[:, 0] / variances.sum(axis=1).clip(1e-300))[index].mean(axis=1) > SPREAD)
