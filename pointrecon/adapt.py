@@ -4,34 +4,45 @@ from dataclasses import replace
 
 import numpy as np
 
-from pointrecon.config import Config
+from pointrecon.config import Config, PullConfig
 from pointrecon.survey import Survey
+from shared.config import Schedule
 
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
 NOISY = 0.25
-# Neighbours that give the queries' spread, and the finest cell in spacings: of clean clouds, of noisy ones.
-NEIGHBOURS, CELL = (4, 12), (2.6, 3.9)
-SOFTNESS = 2.0  # in standard deviations of the noise
-BEND = 0.1  # a weight of lengths, as the errors are, against one of directions
+# Finest cell in spacings, of clean and of noisy clouds, and of these in standard deviations of the noise, if more.
+CELL, NOISY_CELL, CELL_OF_NOISE = 2.6, 3.9, 3.2
+# Neighbours that give the queries' spread: of clean clouds; of noisy ones at least, or as many as lie within twice the
+# noise.
+NEIGHBOURS, NOISY_NEIGHBOURS = 4, 12
 FINEST = 1024
+CLEAN = {
+    "target": "nearest",
+    "softness": 0.0,
+    "bend": 0.0,
+    "plane": 0.3,
+    "space": Schedule(0.15, 1.0, 0.2, 0.4),
+}
+NOISE = {"target": "origin", "bend": 0.001, "plane": 0.1, "space": Schedule(0.15, 1.0, 0.05, 0.4)}
+SOFTNESS = 2.0  # in standard deviations of the noise
 
 
 def adapt(config: Config, found: Survey) -> Config:
     """The config with everything chosen that it leaves open; `found` of the cloud in field space."""
     noisy = found.noise > NOISY * found.spacing
-    queries, loss, train = config.queries, config.loss, config.train
+    queries, train, field = config.queries, config.train, config.field
     if queries.neighbours is None:
-        queries = replace(queries, neighbours=NEIGHBOURS[noisy])
-    if loss.target == "auto":
-        loss = replace(loss, target="origin" if noisy else "nearest")
-    if loss.softness is None:
-        loss = replace(loss, softness=SOFTNESS * found.noise if noisy else 0.0)
-    if loss.bend is None:
-        loss = replace(loss, bend=BEND * found.noise if noisy else 0.0)
+        queries = replace(queries, neighbours=max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS)
     if train.cell is None:
-        train = replace(train, cell=CELL[noisy])
-    field = config.field
+        cell = max(NOISY_CELL, CELL_OF_NOISE * found.noise / found.spacing) if noisy else CELL
+        train = replace(train, cell=round(cell, 3))
     if train.cell:
         finest = round(2 / (train.cell * found.spacing))
         field = replace(field, finest=int(np.clip(finest, 4 * field.base, FINEST)))
-    return replace(config, field=field, queries=queries, loss=loss, train=train)
+    chosen = {**NOISE, "softness": SOFTNESS * found.noise} if noisy else CLEAN
+    return replace(config, field=field, queries=queries, train=train, loss=_filled(config.loss, chosen))
+
+
+def _filled(loss: PullConfig, chosen: dict) -> PullConfig:
+    """The section with the chosen values where it has none."""
+    return replace(loss, **{name: value for name, value in chosen.items() if getattr(loss, name) in (None, "auto")})

@@ -47,14 +47,20 @@ class PullConfig:
         minimum=0.0,
     )
     squared: bool = key(False, "squared distances, as the paper prints (with plane 1); plain ones fit finer detail")
-    plane: float = key(
-        0.3,
-        "fraction of the run after which the error near the cloud counts along normals only; 1: never",
+    plane: float | None = key(
+        None,
+        "fraction of the run after which the error near the cloud counts along normals only; 1: never; none: 0.3, or "
+        "0.1 in noise",
         minimum=0.0,
         maximum=1.0,
     )
     # Strong while the shape is coarse: a pull cannot tell a sign, and a weak one lets a thick body become hollow.
-    space: Schedule = key(Schedule(0.15, 1.0, 0.2, 0.4), "pull of the queries from all of space", minimum=0.0)
+    # In noise the nearest point lies on the query's side of the surface, so that the pull from space swells a body.
+    space: Schedule | None = key(
+        None,
+        "pull of the queries from all of space; none: [0.15, 1, 0.2, 0.4], or down to 0.05 in noise",
+        minimum=0.0,
+    )
     alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
     alignment_points: int = key(2048, "queries a step for the alignment and the bending", minimum=1)
 

@@ -21,18 +21,21 @@ NEIGHBOURS = 12
 @dataclass(frozen=True)
 class Survey:
     """spacing: typical distance between neighbours; noise: standard deviation of the points about the surface; both in
-    the units of the points."""
+    the units of the points. crowd: how many points a point has within twice the noise, typically."""
 
     spacing: float
     noise: float
+    crowd: int
 
 
 def survey(points: Points) -> Survey:
-    """Spacing and noise of a cloud (N, 3)."""
+    """Spacing, noise and crowd of a cloud (N, 3)."""
     tree = cKDTree(points)
     some = points[:: max(1, len(points) // SAMPLE)]
     distances, _ = tree.query(some, k=[2, 3, 4], workers=torch.get_num_threads())
-    return Survey(float(np.median(distances.mean(axis=1))), noise(points, tree))
+    deviation = noise(points, tree)
+    within = tree.query_ball_point(some, 2 * deviation, return_length=True, workers=torch.get_num_threads())
+    return Survey(float(np.median(distances.mean(axis=1))), deviation, int(np.median(within)) - 1)
 
 
 def noise(points: Points, tree: cKDTree) -> float:

@@ -25,9 +25,10 @@ class Trainer:
         torch.manual_seed(config.train.seed)
         self.config, self.device = config, device
         self.field = build_field(config.field, device)
-        q = config.queries
-        if q.neighbours is None or config.loss.target == "auto":
+        q, loss = config.queries, config.loss
+        if q.neighbours is None or loss.plane is None or loss.space is None or loss.target == "auto":
             raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
+        self.plane, self.space = loss.plane, loss.space
         generator = np.random.default_rng(config.train.seed)
         self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool)
         self.optimisers = Optimisers(self.field, config.optim)
@@ -49,14 +50,14 @@ class Trainer:
         if queries.space_share > 0:
             pulled = pull(x[near:], beyond.sdf, beyond.gradient)
             terms["space"] = part_of_mean(pull_loss(pulled, targets[near:], loss.squared), len(x) - near)
-            total = total + loss.space(progress) * terms["space"]
+            total = total + self.space(progress) * terms["space"]
         if loss.alignment(progress) > 0:
             n = len(shard(range(loss.alignment_points)))
             there = Geometry(*(part[:n] for part in geometry))
             pulled = pull(x[:n], there.sdf, there.gradient)
             terms["alignment"] = alignment_loss(there, self.field.geometry(pulled, active).gradient)
             total = total + loss.alignment(progress) * terms["alignment"]
-        if loss.bend and progress >= loss.plane:
+        if loss.bend and progress >= self.plane:
             n = len(shard(range(loss.alignment_points)))
             there = Geometry(*(part[:n] for part in geometry))
             noise = shard(self.queries.noise(loss.alignment_points)).to(self.device)
@@ -71,7 +72,7 @@ class Trainer:
         """What the n queries near the cloud are off, of which geometry speaks."""
         loss, near = self.config.loss, len(geometry.sdf)
         x, nearest, origin = (part[:near] for part in batch[:3])
-        if progress < loss.plane:
+        if progress < self.plane:
             return pull_loss(pull(x, geometry.sdf, geometry.gradient), nearest, loss.squared)
         if loss.target == "nearest":
             error = plane_error(x, geometry, nearest)
