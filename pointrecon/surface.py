@@ -12,6 +12,7 @@ from torch import Tensor
 from pointrecon.checkpoint import LoadedRun
 from pointrecon.config import Config
 from pointrecon.survey import stray
+from pointrecon.thin import thin
 from pointrecon.trim import trim
 from shared.cloud_colors import transfer
 from shared.decimate import decimate
@@ -28,8 +29,11 @@ TOO_MANY = 0.3
 
 
 def load_cloud(config: Config) -> PointCloud:
-    """The cloud that a config names, without the points that belong to no surface. Raises UserError as `read_cloud`."""
-    cloud = read_cloud(config.cloud)
+    """The cloud that a config names, thinned if it is huge, without points that belong to no surface.
+
+    Raises UserError as `read_cloud`.
+    """
+    cloud = thin(read_cloud(config.cloud))
     alone = np.zeros(len(cloud), bool) if config.keep_stray else stray(cloud.points)
     if not alone.any() or alone.mean() > TOO_MANY:
         return cloud
