@@ -28,15 +28,15 @@ def thin(cloud: PointCloud, most: int = MOST) -> PointCloud:
             break
         edge *= GROW * np.sqrt(count / most)  # cells on a surface: their number falls with the square of the edge
     share = 1 / np.bincount(cell, minlength=count)
-    columns: dict[str, NDArray | None] = {"points": _means(cloud.points, cell, share)}
-    if cloud.normals is not None:
-        normals = _means(cloud.normals, cell, share)
+    points, normals, colors = _means(cloud.points, cell, share), cloud.normals, cloud.colors
+    if normals is not None:
+        normals = _means(normals, cell, share)
         length = np.linalg.norm(normals, axis=1, keepdims=True)
-        columns["normals"] = np.where(length > 0, normals / length.clip(1e-300), [0.0, 0.0, 1.0])
-    if cloud.colors is not None:
-        columns["colors"] = np.rint(_means(cloud.colors, cell, share)).astype(np.uint8)
-    merged = {"merged with close ones": len(cloud) - count}
-    return replace(cloud, **columns, dropped={**cloud.dropped, **merged})
+        normals = np.where(length > 0, normals / length.clip(1e-300), [0.0, 0.0, 1.0])
+    if colors is not None:
+        colors = np.rint(_means(colors, cell, share)).astype(np.uint8)
+    dropped = {**cloud.dropped, "merged with close ones": len(cloud) - count}
+    return replace(cloud, points=points, normals=normals, colors=colors, dropped=dropped)
 
 
 def _cells(points: NDArray[np.float64], edge: float) -> tuple[NDArray[np.int64], int]:
