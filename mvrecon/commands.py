@@ -119,7 +119,7 @@ def run_eval(args: argparse.Namespace) -> None:
         figures |= against_cloud(mesh, cloud.points, cloud.normals)
     if args.gt_mesh is not None:
         # With both, figures that either could give are those against the exact mesh.
-        figures |= against_mesh(mesh, args.gt_mesh)
+        figures |= against_mesh(mesh, load_mesh(args.gt_mesh))
     figures |= {
         "level_set_angle": level_set_angle(run.model.field, mesh, run.to_world, run.device, order=2),
         **topology(mesh),

@@ -39,6 +39,7 @@ def build_parser() -> Parser:
     evaluate.add_argument(
         "--gt", type=Path, required=True, metavar="MESH|CLOUD", help="the exact mesh, or points on the surface"
     )
+    evaluate.add_argument("--published", action="store_true", help="add the figures of papers, as each defines its own")
     for command in commands.choices.values():
         if command not in (fit, batch):
             command.add_argument(
@@ -137,7 +138,8 @@ def run_eval(args: argparse.Namespace) -> None:
     from pointrecon.evaluate import evaluate
     from shared.report import write_report
 
-    write_report(evaluate(args.run, args.gt, args.device), args.run / "eval.json" if args.run.is_dir() else None)
+    figures = evaluate(args.run, args.gt, args.device, args.published)
+    write_report(figures, args.run / "eval.json" if args.run.is_dir() else None)
 
 
 COMMANDS = {

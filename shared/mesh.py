@@ -44,7 +44,11 @@ def face_cross(mesh: Mesh) -> NDArray[np.float64]:
 
 def volume(mesh: Mesh) -> float:
     """Enclosed volume by the divergence theorem; positive if the faces of a closed mesh look outward."""
-    a, b, c = (mesh.vertices[mesh.faces[:, corner]] for corner in range(3))
+    if not len(mesh.faces):
+        return 0.0
+    # Far from the origin, as in map coordinates, small differences of large numbers would be left.
+    vertices = mesh.vertices - mesh.vertices[mesh.faces[0, 0]]
+    a, b, c = (vertices[mesh.faces[:, corner]] for corner in range(3))
     return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
 
 
@@ -107,10 +111,15 @@ def save_mesh(mesh: Mesh, path: str | Path) -> None:
             _to_trimesh(mesh).export(file, file_type=suffix[1:])
 
 
-def save_points(points: NDArray[np.float64], normals: NDArray[np.float64], path: Path) -> None:
-    """Write points (n, 3) with normals (n, 3) as PLY, as `save_mesh` does."""
+def save_points(
+    points: NDArray[np.float64],
+    normals: NDArray[np.float64] | None,
+    path: Path,
+    colors: NDArray[np.uint8] | None = None,
+) -> None:
+    """Write points (n, 3), with normals (n, 3) and RGB (n, 3) where there are any, as PLY, as `save_mesh` does."""
     with atomic_write(path) as file:
-        _write_ply(Mesh(points, np.empty((0, 3), np.int64), normals), file)
+        _write_ply(Mesh(points, np.empty((0, 3), np.int64), normals, colors), file)
 
 
 def load_mesh(path: str | Path) -> Mesh:

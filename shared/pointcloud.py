@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-from shared.cloud_formats import READERS, SIGNATURES, Columns, first_occurrences
+from shared.cloud_columns import Columns, first_occurrences
+from shared.cloud_formats import READERS, SIGNATURES
 from shared.errors import UserError
 
 MINIMUM_POINTS = 50

@@ -103,11 +103,6 @@ class Pair:
         points = truth.points if isinstance(truth, PointCloud) else truth.vertices[np.unique(truth.faces)]
         return float(np.ptp(points, axis=0).max())
 
-    @property
-    def has_normals(self) -> bool:
-        """Whether normals can be compared."""
-        return not isinstance(self.truth, PointCloud) or self.truth.normals is not None
-
     def _true_samples(self, count: int) -> tuple[Points, NDArray[np.float64] | None]:
         if isinstance(self.truth, PointCloud):
             return self.truth.points, self.truth.normals
@@ -266,18 +261,49 @@ FIGURES: dict[str, Callable[[Pair], float]] = {
     "occupancy_networks.normal_consistency": true_normal_consistency,
 }
 OF_NORMALS = (true_normal_consistency, released_normal_consistency, normal_consistency_dense)
+# In a few words: unit, and how many points of a mesh.
+NOTES: dict[Callable[[Pair], float], str] = {
+    l1_cd: f"unit cube, {STANDARD:,} points",
+    l1_cd_dense: f"unit cube, {DENSE:,} points",
+    l2_cd: f"squared, unit cube, {STANDARD:,} points",
+    l2_cd_sparse: f"squared, unit cube, {SPARSE:,} points",
+    true_normal_consistency: f"0..1, {STANDARD:,} points",
+    released_normal_consistency: f"0..1, as the released code has it, {STANDARD:,} points",
+    normal_consistency_dense: f"0..1, {DENSE:,} points",
+    f_score_mu: f"0..1, within {MU:g} of the unit cube, {STANDARD:,} points",
+    f_score_2mu: f"0..1, within {2 * MU:g} of the unit cube, {STANDARD:,} points",
+    emd: f"unit cube, {MATCHED:,} points",
+    points2surf_chamfer: f"a sum, unit cube, {SPARSE:,} points",
+    points2surf_hausdorff: f"unit cube, {SPARSE:,} points",
+    srb_chamfer: f"in the input's units, {DENSE:,} points",
+    srb_hausdorff: f"in the input's units, {DENSE:,} points",
+    onet_chamfer_l1: f"tenths of the longest edge, {STANDARD:,} points",
+}
 
 
 def published(mesh: Mesh, truth: Mesh | PointCloud, seed: int = 0) -> dict[str, float]:
     """All figures of a reconstruction by the name of the paper; each number of samples is drawn and matched once.
 
-    Figures that a cloud cannot give are left out: those of normals where it has none, the earth mover's distance where
-    it is too small. Raises UserError if a mesh has no area.
+    Those of `missing` are left out. Raises UserError if a mesh has no area.
     """
-    pair = Pair(mesh, truth, seed)
-    small = isinstance(truth, PointCloud) and len(truth) < MATCHED
-    left_out = (() if pair.has_normals else OF_NORMALS) + ((emd,) if small else ())
-    return {name: figure(pair) for name, figure in FIGURES.items() if figure not in left_out}
+    pair, left_out = Pair(mesh, truth, seed), missing(truth)
+    return {name: figure(pair) for name, figure in FIGURES.items() if name not in left_out}
+
+
+def missing(truth: Mesh | PointCloud) -> dict[str, str]:
+    """The figures that a truth cannot give, and why: of a cloud those of normals where it has none, the earth mover's
+    distance where it is too small."""
+    if not isinstance(truth, PointCloud):
+        return {}
+    why = dict.fromkeys(OF_NORMALS, "it has no normals") if truth.normals is None else {}
+    if len(truth) < MATCHED:
+        why[emd] = f"it has {len(truth):,} points, fewer than {MATCHED:,}"
+    return {name: why[figure] for name, figure in FIGURES.items() if figure in why}
+
+
+def note(name: str) -> str:
+    """What a figure of `published` is measured in; empty for another name."""
+    return NOTES[FIGURES[name]] if name in FIGURES else ""
 
 
 def _sampled(points: Points, normals: NDArray[np.float64] | None) -> Samples:

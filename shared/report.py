@@ -15,7 +15,7 @@ from shared.errors import UserError
 from shared.field import Field
 from shared.geometry import Similarity
 from shared.levelset import parallelism
-from shared.mesh import Mesh, component_count, is_watertight, load_mesh, volume
+from shared.mesh import Mesh, component_count, is_watertight, volume
 from shared.metrics import compare_cloud, compare_meshes, sample_surface
 from shared.run_folder import atomic_write
 
@@ -38,6 +38,8 @@ MEANINGS = {
     "f_score": "harmonic mean of the two",
     "normal_consistency": "mean |cosine| between the normals",
     "level_set_angle": "degrees between gradients and those at pulled points",
+    "parallelism_degrees": "the same at queries around the cloud, as Neural-Pull's",
+    "volume_ratio": "volume over that of the truth",
     "volume": "in cubed units",
     "train_seconds": "s",
     "peak_memory_mb": "MB",
@@ -69,11 +71,14 @@ def topology(mesh: Mesh) -> dict[str, Any]:
     return {**figures, "watertight": closed, **({"volume": volume(mesh)} if closed else {})}
 
 
-def against_mesh(mesh: Mesh, truth: Path) -> dict[str, Any]:
-    """Figures against the exact mesh in file `truth`, in its units."""
-    exact = load_mesh(truth)
+def against_mesh(mesh: Mesh, exact: Mesh) -> dict[str, Any]:
+    """Figures against the exact mesh, in its units; with `volume_ratio` if both are closed."""
     size = diagonal(exact.vertices)
-    return {"diagonal": size, **compare_meshes(mesh, exact, threshold=THRESHOLD * size)}
+    figures = {"diagonal": size, **compare_meshes(mesh, exact, threshold=THRESHOLD * size)}
+    if is_watertight(mesh) and is_watertight(exact) and volume(exact) != 0:
+        # The faces of a truth may look inward; those of a reconstruction should not, and if they do it shows.
+        figures["volume_ratio"] = volume(mesh) / abs(volume(exact))
+    return figures
 
 
 def against_cloud(mesh: Mesh, points: NDArray[np.float64], normals: NDArray[np.float64] | None) -> dict[str, Any]:
@@ -108,9 +113,11 @@ def warn_if_stale(mesh: Path, program: str) -> None:
 
 def write_report(figures: dict[str, Any], path: Path | None) -> None:
     """Print the figures as a table and write them to `path` as JSON."""
-    for name, value in flatten(figures).items():
+    rows = flatten(figures)
+    width = max(28, *map(len, rows))
+    for name, value in rows.items():
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-        print(f"{name:28s} {shown:12s} {meaning(name, value, figures.get('diagonal'))}".rstrip())
+        print(f"{name:{width}s} {shown:12s} {meaning(name, value, figures.get('diagonal'))}".rstrip())
     if path is not None:
         with atomic_write(path, "w") as file:
             json.dump(figures, file, indent=2)
@@ -121,6 +128,10 @@ def meaning(name: str, value: Any, size: float | None) -> str:
     """What a figure is, with its unit; for a length, its share of the truth's diagonal `size`."""
     if name in LENGTHS or name.startswith("points_to_surface."):
         return f"{100 * value / size:.3f} % of the diagonal" if size else ""
+    if name.startswith("published."):
+        from shared.protocols import note  # here, as it takes a while to load and is seldom asked for
+
+        return note(name.removeprefix("published."))
     return MEANINGS.get(name, "")
 
 

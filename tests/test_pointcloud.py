@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from plyfile import PlyData, PlyElement
 
-from shared import cloud_formats
-from shared.cloud_formats import READERS, first_occurrences
+from shared import cloud_columns, cloud_headed
+from shared.cloud_columns import first_occurrences
+from shared.cloud_formats import READERS
 from shared.errors import UserError
 from shared.mesh import Mesh, save_mesh
 from shared.pointcloud import read_cloud
@@ -271,7 +272,7 @@ def test_pcd(tmp_path, data, rgb):
 
 def test_lzf_gives_back_what_was_packed():
     for data in (b"", b"a", b"a" * 1000, bytes(RNG.integers(0, 3, 5000, np.uint8)), bytes(range(256)) * 3):
-        assert cloud_formats._lzf(lzf(data), len(data)) == data
+        assert cloud_headed._lzf(lzf(data), len(data)) == data
 
 
 @pytest.mark.parametrize("suffix", ["las", "laz"])
@@ -304,7 +305,7 @@ def test_what_is_near_the_origin_is_not_called_far(tmp_path):
 def test_first_occurrences(monkeypatch, same_key):
     """Against a dictionary; with keys that tell rows apart and with keys that do not."""
     if same_key:
-        monkeypatch.setattr(cloud_formats, "_hash_rows", lambda points: np.zeros(len(points), np.uint64))
+        monkeypatch.setattr(cloud_columns, "_hash_rows", lambda points: np.zeros(len(points), np.uint64))
     for values in (1, 3, 1000):
         points = RNG.integers(-values, values + 1, (500, 3)) * np.array([1.0, -0.5, 1e-9])
         first: dict[tuple[float, ...], int] = {}

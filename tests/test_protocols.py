@@ -24,7 +24,9 @@ from shared.protocols import (
     l1_cd_dense,
     l2_cd,
     l2_cd_sparse,
+    missing,
     normal_consistency_dense,
+    note,
     onet_chamfer_l1,
     points2surf_chamfer,
     points2surf_hausdorff,
@@ -231,6 +233,20 @@ def test_what_a_cloud_cannot_give(few):
         emd(small)
     with pytest.raises(UserError, match="no normals"):
         true_normal_consistency(small)
+
+
+def test_what_is_missing_has_a_reason():
+    """Without normals five figures, of too few points one; of a mesh, or a large cloud with normals, none."""
+    rng = np.random.default_rng(0)
+    large, small = rng.random((protocols.MATCHED, 3)), rng.random((protocols.MATCHED - 1, 3))
+    assert missing(square()) == missing(cloud(large, large)) == {}
+    assert set(missing(cloud(large)).values()) == {"it has no normals"} and len(missing(cloud(large))) == 5
+    assert missing(cloud(small, small)) == {"neural_pull.emd": "it has 2,047 points, fewer than 2,048"}
+    assert len(missing(cloud(small))) == 6
+
+
+def test_all_figures_have_a_note():
+    assert all("points" in note(name) for name in FIGURES) and note("seed") == ""
 
 
 @pytest.mark.parametrize("figure", list(dict.fromkeys(FIGURES.values())))
