@@ -1,20 +1,26 @@
-"""Settings that follow from a cloud: how fine, how wide and how soft, from its spacing and its noise."""
+"""Settings that follow from a cloud (how fine, how wide and how soft, from its spacing and its noise) and from the
+objective (its paper's weights)."""
 
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pointrecon.config import Config, PullConfig
+from pointrecon.config import Config, PullConfig, QueryConfig
 from pointrecon.survey import Survey
 from shared.config import Schedule
+
+Section = TypeVar("Section", PullConfig, QueryConfig)
 
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
 NOISY = 0.25
 # Finest cell in spacings, of clean and of noisy clouds, and of these in standard deviations of the noise, if more.
 CELL, NOISY_CELL, CELL_OF_NOISE = 2.6, 3.9, 3.2
 # Neighbours that give the queries' spread: of clean clouds; of noisy ones at least, or as many as lie within twice the
-# noise.
-NEIGHBOURS, NOISY_NEIGHBOURS = 4, 12
+# noise; of IGR (Gropp et al. 2020, section 3).
+NEIGHBOURS, NOISY_NEIGHBOURS, IGR_NEIGHBOURS = 4, 12, 50
+# Queries from all of space; SIREN has as many places off the surface as on it.
+SPACE_SHARE, SIREN_SPACE_SHARE = 0.1, 0.5
 FINEST = 1024
 CLEAN = {
     "target": "nearest",
@@ -25,24 +31,40 @@ CLEAN = {
 }
 NOISE = {"target": "origin", "bend": 0.001, "plane": 0.1, "space": Schedule(0.15, 1.0, 0.05, 0.4)}
 SOFTNESS = 2.0  # in standard deviations of the noise
+# The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
+# cloud; for the others normals keep the tenth of the distances' weight that they have there.
+WEIGHTS: dict[str, dict[str, float]] = {
+    "pull": {"eikonal": 0, "iso_sdf": 1, "iso_normal": 0.1},
+    "siren": {"surface": 1000, "normal": 100, "off_surface": 50, "eikonal": 100, "iso_sdf": 1000, "iso_normal": 100},
+    "igr": {"surface": 1, "normal": 1, "eikonal": 0.1, "iso_sdf": 1, "iso_normal": 0.1},
+}
 
 
 def adapt(config: Config, found: Survey) -> Config:
     """The config with everything chosen that it leaves open; `found` of the cloud in field space."""
     noisy = found.noise > NOISY * found.spacing
-    queries, train, field = config.queries, config.train, config.field
-    if queries.neighbours is None:
-        queries = replace(queries, neighbours=max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS)
+    train, field = config.train, config.field
     if train.cell is None:
         cell = max(NOISY_CELL, CELL_OF_NOISE * found.noise / found.spacing) if noisy else CELL
         train = replace(train, cell=round(cell, 3))
     if train.cell:
         finest = round(2 / (train.cell * found.spacing))
         field = replace(field, finest=int(np.clip(finest, 4 * field.base, FINEST)))
-    chosen = {**NOISE, "softness": SOFTNESS * found.noise} if noisy else CLEAN
-    return replace(config, field=field, queries=queries, train=train, loss=_filled(config.loss, chosen))
+    objective = config.loss.objective
+    queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
+    queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS
+    loss: dict[str, Any] = {**NOISE, "softness": SOFTNESS * found.noise} if noisy else {**CLEAN}
+    if objective != "pull":
+        loss["bend"] = 0.0
+    if objective == "igr":
+        queries["neighbours"] = IGR_NEIGHBOURS
+    loss |= {name: Schedule(weight) for name, weight in WEIGHTS[objective].items()}
+    config = replace(config, field=field, train=train)
+    return replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
 
 
-def _filled(loss: PullConfig, chosen: dict) -> PullConfig:
+def _filled(section: Section, chosen: dict[str, Any]) -> Section:
     """The section with the chosen values where it has none."""
-    return replace(loss, **{name: value for name, value in chosen.items() if getattr(loss, name) in (None, "auto")})
+    return replace(
+        section, **{name: value for name, value in chosen.items() if getattr(section, name) in (None, "auto")}
+    )

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from shared.config import Schedule, key
 from shared.field import FieldConfig
+from shared.levelset import KINDS
 from shared.optim import OptimConfig
 
 # Length of a run for which none is given.
@@ -22,7 +23,12 @@ class QueryConfig:
         minimum=1,
     )
     factor: float = key(1.0, "times this", minimum=0.0)
-    space_share: float = key(0.1, "share of the queries drawn from all of space", minimum=0.0, maximum=0.9)
+    space_share: float | None = key(
+        None,
+        "share of the queries drawn from all of space; none: 0.1, or 0.5 for the objective siren",
+        minimum=0.0,
+        maximum=0.9,
+    )
     pool: int = key(500_000, "queries held ready with their nearest points", minimum=1000)
     refresh: int = key(20, "steps between renewals of a part of the pool", minimum=1)
     renewed: int = key(10_000, "queries renewed at a time", minimum=1)
@@ -30,27 +36,35 @@ class QueryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PullConfig:
-    """Weights; each may be a number or [p0, v0, v1, p1] over the progress of the run."""
+    """What is asked of the field. A weight may be a number or [p0, v0, v1, p1] over the progress of the run."""
 
+    objective: str = key(
+        "pull",
+        "pull: queries arrive at the cloud along the gradient (Neural-Pull). siren, igr: the cloud's points are on the "
+        "surface and gradients have length 1, by the terms of these papers; they use the cloud's normals if it has any",
+        choices=("pull", "siren", "igr"),
+    )
     target: str = key(
         "auto",
-        "what queries near the cloud are measured to: their nearest point, or the one they were drawn around, which is "
-        "better in noise",
+        "pull: what queries near the cloud are measured to: their nearest point, or the one they were drawn around, "
+        "which is better in noise",
         choices=("auto", "nearest", "origin"),
     )
     softness: float | None = key(
-        None, "errors below this (field units) count squared; none: as the cloud's noise asks", minimum=0.0
+        None, "pull: errors below this (field units) count squared; none: as the cloud's noise asks", minimum=0.0
     )
     bend: float | None = key(
         None,
-        "normals half a finest cell apart are alike, from `plane` on; none: as the cloud's noise asks",
+        "normals half a finest cell apart are alike, from `plane` on; none: as the cloud's noise asks, for pull only",
         minimum=0.0,
     )
-    squared: bool = key(False, "squared distances, as the paper prints (with plane 1); plain ones fit finer detail")
+    squared: bool = key(
+        False, "pull: squared distances, as the paper prints (with plane 1); plain ones fit finer detail"
+    )
     plane: float | None = key(
         None,
-        "fraction of the run after which the error near the cloud counts along normals only; 1: never; none: 0.3, or "
-        "0.1 in noise",
+        "pull: fraction of the run after which the error near the cloud counts along normals only; 1: never; none: "
+        "0.3, or 0.1 in noise",
         minimum=0.0,
         maximum=1.0,
     )
@@ -58,11 +72,71 @@ class PullConfig:
     # In noise the nearest point lies on the query's side of the surface, so that the pull from space swells a body.
     space: Schedule | None = key(
         None,
-        "pull of the queries from all of space; none: [0.15, 1, 0.2, 0.4], or down to 0.05 in noise",
+        "pull: weight of the queries from all of space; none: [0.15, 1, 0.2, 0.4], or down to 0.05 in noise",
         minimum=0.0,
     )
-    alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
+    surface: Schedule | None = key(
+        None,
+        "siren, igr: distances at the cloud's points are zero; none: as the objective's paper, 1000 or 1",
+        minimum=0.0,
+    )
+    normal: Schedule | None = key(
+        None,
+        "siren, igr: gradients at the cloud's points are its normals, if it has any; none: as the objective's paper, "
+        "100 or 1; 0: normals stay unused",
+        minimum=0.0,
+    )
+    off_surface: Schedule | None = key(
+        None, "siren: no surface at the queries from all of space; none: as the objective's paper, 50", minimum=0.0
+    )
+    eikonal: Schedule | None = key(
+        None,
+        "gradients have length 1; none: as the objective's paper: 0 for pull, 100 for siren, 0.1 for igr",
+        minimum=0.0,
+    )
+    alignment: Schedule = key(
+        Schedule(0.0),
+        "level set alignment; usual is a hundredth of what distances count: 0.01 for pull and igr, 10 for siren",
+        minimum=0.0,
+    )
     alignment_points: int = key(2048, "queries a step for the alignment and the bending", minimum=1)
+    alignment_kind: str = key(
+        "cosine",
+        "what is aligned: directions by their cosine, or, for ablation, by the squared error of gradients that are "
+        "normalised or as they are",
+        choices=KINDS,
+    )
+    alignment_at: str = key(
+        "pulled",
+        "which gradients queries are aligned to: those where they are pulled to, or, for ablation, at the cloud's "
+        "nearest points",
+        choices=("pulled", "nearest"),
+    )
+    alignment_weight: str = key(
+        "sdf",
+        "what the weight of a query falls with: the field's distance there, or, for ablation, that to the cloud; none: "
+        "all count the same",
+        choices=("sdf", "euclidean", "none"),
+    )
+    alignment_decay: float = key(10.0, "how fast it falls: exp(-this times the distance in field units)", minimum=0.0)
+    iso_points: int = key(
+        0,
+        "points spread over the field's own surface that keep a fit to noise smooth (Yifan et al. 2021); 0: none",
+        minimum=0,
+    )
+    iso_warmup: int = key(300, "steps before the first iso-points", minimum=0)
+    iso_every: int = key(1000, "steps between renewals of the iso-points", minimum=1)
+    iso_neighbours: int = key(
+        16, "neighbours that give an iso-point its normal: the more, the smoother the surface", minimum=2
+    )
+    iso_sdf: Schedule | None = key(
+        None,
+        "distances at iso-points are zero; none: as the objective's surface, 1000 for siren, 1 for others",
+        minimum=0.0,
+    )
+    iso_normal: Schedule | None = key(
+        None, "gradients at iso-points are along their normals; none: 100 for siren, 0.1 for others", minimum=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

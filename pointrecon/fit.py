@@ -40,7 +40,7 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     found = survey(points)
     print(f"points {found.spacing * to_world.scale:.3g} apart, noise {found.noise * to_world.scale:.2g}")
     config = adapt(config, found)
-    trainer = Trainer(config, points, device)
+    trainer = Trainer(config, points, device, cloud.normals)
     warm_up(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
     run = open_run(out, resume)

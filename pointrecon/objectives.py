@@ -1,5 +1,10 @@
-"""What a field is asked to be around a cloud: one function a term, each on its own (n,) queries."""
+"""What a field is asked to be around a cloud: one function a term, each on its own (n,) queries.
 
+Neural-Pull's terms first, then those that SIREN (Sitzmann et al. 2020, eq. 6) and IGR (Gropp et al. 2020, eq. 2) are
+made of besides |f| = 0 on the surface.
+"""
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +14,8 @@ from shared.field import Geometry
 
 # Power of the cosine between the normals at both ends of a chord: what disagrees by 45 degrees counts a quarter.
 AGREE = 4
+# How fast SIREN's penalty of surface where there is no cloud falls with the distance.
+SHARPNESS = 100.0
 
 
 def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squared: bool) -> Float[Tensor, " n"]:
@@ -68,3 +75,23 @@ def bend_loss(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"]) -> Float[
     """
     apart = (F.normalize(here, dim=1) - F.normalize(there, dim=1)).square().sum(dim=1)
     return ranks.part_of_mean((apart + 1e-4).sqrt(), len(apart))
+
+
+def eikonal_error(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """| |grad f| - 1 |, as in SIREN; IGR and Neural-Pull's ablation (its table 8) take the square."""
+    return (gradient.norm(dim=1) - 1).abs()
+
+
+def off_surface_error(sdf: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """exp(-100 |f|) (SIREN, eq. 6): places away from the cloud are not on the surface."""
+    return torch.exp(-SHARPNESS * sdf.abs())
+
+
+def direction_error(gradient: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """1 - cos(grad f, n) (SIREN, eq. 6): gradients point to the side that the cloud's normals do."""
+    return 1 - F.cosine_similarity(gradient, normals, dim=1)
+
+
+def gradient_error(gradient: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """|grad f - n| (IGR, eq. 2), for unit normals."""
+    return (gradient - normals).norm(dim=1)

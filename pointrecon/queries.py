@@ -3,8 +3,9 @@
 q = p + N(0, (factor sigma_p)^2) with sigma_p the distance from p to its k-th neighbour, so queries are dense where
 the cloud is. A share of `space` queries covers the rest of the box, where nothing else fixes the sign.
 
-Each query keeps its p, too. In a noisy cloud the nearest point is the one whose noise points towards the query, while
-p knows nothing of where the query is: on average over all p, the surface lies in their middle.
+Each query keeps its p, too, as a row of the cloud: normals and weights are those of p. In a noisy cloud the nearest
+point is the one whose noise points towards the query, while p knows nothing of where the query is: on average over all
+p, the surface lies in their middle.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -37,7 +38,7 @@ class QuerySampler:
     """Batches of queries from a pool that is drawn once and renewed piece by piece.
 
     points: (N, 3) in field space, N >= 2. neighbours: k of sigma, at most N - 1. factor: multiplies sigma.
-    space_share: fraction of every batch that is drawn from all of space. pool: queries held, 36 bytes each.
+    space_share: fraction of every batch that is drawn from all of space. pool: queries held, 32 bytes each.
     The generator belongs to the sampler from here on; equal generators give equal batches.
     """
 
@@ -70,12 +71,18 @@ class QuerySampler:
 
     def batch(self, n: int) -> Queries:
         """n queries from the pool, with replacement."""
+        return self.draw(n)[0]
+
+    def draw(self, n: int) -> tuple[Queries, Int[Tensor, " n"]]:
+        """A `batch`, and the rows of its origins among `points`."""
         space = round(n * self.space_share) if len(self._space.rows) else 0
         near_rows = self.generator.integers(len(self._near.rows), size=n - space)
         space_rows = self.generator.integers(max(len(self._space.rows), 1), size=space)
         rows = torch.from_numpy(np.concatenate([self._near.rows[near_rows], self._space.rows[space_rows]]))
-        x, nearest, origin = (part.contiguous() for part in rows.split(3, dim=1))
-        return Queries(x, nearest, origin, torch.arange(n) >= n - space)
+        origins = np.concatenate([self._near.origins[near_rows], self._space.origins[space_rows]])
+        x, nearest = (part.contiguous() for part in rows.split(3, dim=1))
+        queries = Queries(x, nearest, torch.from_numpy(self.points[origins]), torch.arange(n) >= n - space)
+        return queries, torch.from_numpy(origins)
 
     def noise(self, n: int) -> Float[Tensor, "n 3"]:
         """Normal random numbers that a resumed run draws again."""
@@ -88,11 +95,11 @@ class QuerySampler:
         space = round(count * len(self._space.rows) / total)
         for start in range(0, count - space, CHUNK):
             queries, origins = self._near_surface(min(CHUNK, count - space - start))
-            self._near.replace(queries, self._nearest(queries), origins)
+            self._near.replace(queries, self.points[self._nearest(queries)], origins)
         for start in range(0, space, CHUNK):
             queries = self._in_space(min(CHUNK, space - start))
             nearest = self._nearest(queries)
-            self._space.replace(queries, nearest, nearest)
+            self._space.replace(queries, self.points[nearest], nearest)
 
     def state_dict(self) -> dict[str, Tensor | str | int]:
         """All that decides the batches to come, in types that torch.load(weights_only=True) accepts."""
@@ -111,12 +118,12 @@ class QuerySampler:
         self._space.load(state, "space")
         self.generator.bit_generator.state = json.loads(str(state["generator"]))
 
-    def _near_surface(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Queries and the points they are drawn around."""
+    def _near_surface(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Queries and the rows of the points they are drawn around."""
         rows = np.sort(self.generator.integers(len(self.points), size=n))  # searches in spatial order are 3x faster
         noise = self.generator.standard_normal((n, 3), dtype=np.float32)
-        origins = self._ordered[rows]
-        return _clip(origins + noise * (self.factor * self._sigma_of(rows))[:, None]), origins
+        queries = self._ordered[rows] + noise * (self.factor * self._sigma_of(rows))[:, None]
+        return _clip(queries), self.tree.indices[rows]
 
     def _in_space(self, n: int) -> NDArray[np.float32]:
         """Half uniform in the box, half around the cloud."""
@@ -136,31 +143,39 @@ class QuerySampler:
             self._sigma[part] = np.maximum(distances[:, 0], SMALLEST_SIGMA)
         return self._sigma[rows]
 
-    def _nearest(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        _, index = self.tree.query(queries, workers=torch.get_num_threads())
-        return self.points[index]
+    def _nearest(self, queries: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Rows of the nearest points."""
+        return self.tree.query(queries, workers=torch.get_num_threads())[1]
 
 
 class _Pool:
-    """A ring of rows (size, 9), query, nearest point and origin: `replace` overwrites the oldest."""
+    """A ring of rows (size, 6), query and nearest point, and origins (size,), rows of the cloud: `replace` overwrites
+    the oldest."""
 
     def __init__(self, size: int) -> None:
-        self.rows = np.zeros((size, 9), dtype=np.float32)
+        self.rows = np.zeros((size, 6), dtype=np.float32)
+        self.origins = np.zeros(size, dtype=np.int64)
         self.oldest = 0
 
-    def replace(self, *columns: NDArray[np.float32]) -> None:
-        index = (self.oldest + np.arange(len(columns[0]))) % len(self.rows)
-        self.rows[index] = np.concatenate(columns, axis=1)
+    def replace(self, x: NDArray[np.float32], nearest: NDArray[np.float32], origins: NDArray[np.int64]) -> None:
+        index = (self.oldest + np.arange(len(x))) % len(self.rows)
+        self.rows[index] = np.concatenate([x, nearest], axis=1)
+        self.origins[index] = origins
         self.oldest = int(index[-1] + 1) % len(self.rows)
 
     def state(self, name: str) -> dict[str, Tensor | str | int]:
-        return {f"{name}_rows": torch.from_numpy(self.rows.copy()), f"{name}_oldest": self.oldest}
+        return {
+            f"{name}_rows": torch.from_numpy(self.rows.copy()),
+            f"{name}_origins": torch.from_numpy(self.origins.copy()),
+            f"{name}_oldest": self.oldest,
+        }
 
     def load(self, state: dict[str, Tensor | str | int], name: str) -> None:
         rows = torch.as_tensor(state[f"{name}_rows"]).cpu().numpy()
         if rows.shape != self.rows.shape:
             raise ValueError(f"a pool of {len(rows)} {name} queries, not {len(self.rows)}")
         self.rows = rows.copy()
+        self.origins = torch.as_tensor(state[f"{name}_origins"]).cpu().numpy().copy()
         self.oldest = int(state[f"{name}_oldest"])
 
 

@@ -1,86 +1,173 @@
-"""One step of Neural-Pull on one cloud, and all the state that a later step depends on."""
+"""One step of a fit to one cloud, and all the state that a later step depends on."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointrecon.config import Config
-from pointrecon.objectives import bend_loss, beside, chord_error, plane_error, pull_loss, soft_abs
-from pointrecon.queries import Queries, QuerySampler
+from pointrecon.config import Config, PullConfig
+from pointrecon.objectives import (
+    bend_loss,
+    beside,
+    chord_error,
+    direction_error,
+    eikonal_error,
+    gradient_error,
+    off_surface_error,
+    plane_error,
+    pull_loss,
+    soft_abs,
+)
+from pointrecon.queries import QuerySampler
+from pointrecon.regularise import IsoRegulariser
+from shared.config import Schedule
 from shared.field import Geometry, build_field
 from shared.levelset import alignment_loss
 from shared.optim import Optimisers
 from shared.pull import pull
 from shared.ranks import part_of_mean, shard
 
+Terms = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around the points
+    `origin`, which are the cloud's `rows`."""
+
+    x: Float[Tensor, "n 3"]
+    nearest: Float[Tensor, "n 3"]
+    origin: Float[Tensor, "near 3"]
+    rows: Int[Tensor, " near"]
+    near: int
+
 
 class Trainer:
-    """Field, queries and optimisers of one fit, in field space."""
+    """Field, queries, iso-points and optimisers of one fit, in field space. normals: unit ones of the points (N, 3)."""
 
-    def __init__(self, config: Config, points: NDArray[np.float64], device: torch.device):
+    def __init__(
+        self,
+        config: Config,
+        points: NDArray[np.float64],
+        device: torch.device,
+        normals: NDArray[np.float64] | None = None,
+    ):
         torch.manual_seed(config.train.seed)
         self.config, self.device = config, device
         self.field = build_field(config.field, device)
         q, loss = config.queries, config.loss
-        if q.neighbours is None or loss.plane is None or loss.space is None or loss.target == "auto":
+        if q.neighbours is None or q.space_share is None or loss.plane is None or loss.target == "auto":
             raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
-        self.plane, self.space = loss.plane, loss.space
+        if normals is not None and normals.shape != points.shape:
+            raise ValueError(f"normals of shape {normals.shape} for points of shape {points.shape}")
+        self.plane, self.weights = loss.plane, _weights(loss)
         generator = np.random.default_rng(config.train.seed)
         self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool)
+        cloud = torch.from_numpy(self.queries.points).to(device)
+        self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
+        self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
+        self.aligned = min(loss.alignment_points, q.batch)
         self.steps = 0
 
-    def step(self, progress: float) -> dict[str, Tensor]:
-        """Pull a batch of queries and move every parameter once. Returns the loss terms, detached, on the device."""
-        queries, loss = self.config.queries, self.config.loss
+    def step(self, progress: float) -> Terms:
+        """Draw queries and move every parameter once. Returns the loss terms, detached, on the device."""
+        queries, active = self.config.queries, self.field.active(progress)
         if self.steps and self.steps % queries.refresh == 0:
             self.queries.refresh(queries.renewed)
-        batch = Queries(*(shard(t) for t in self.queries.batch(queries.batch)))
-        near = int((~batch.in_space).sum())  # they come first
-        batch = Queries(*(t.to(self.device) for t in batch))
-        x, targets, active = batch.x, batch.nearest, self.field.active(progress)
-        geometry = self.field.geometry(x, active)
-        around, beyond = (Geometry(*(part[rows] for part in geometry)) for rows in (slice(near), slice(near, None)))
-        terms = {"pull": part_of_mean(self._near_error(batch, around, progress), near)}
-        total = terms["pull"]
-        if queries.space_share > 0:
-            pulled = pull(x[near:], beyond.sdf, beyond.gradient)
-            terms["space"] = part_of_mean(pull_loss(pulled, targets[near:], loss.squared), len(x) - near)
-            total = total + self.space(progress) * terms["space"]
-        if loss.alignment(progress) > 0:
-            n = len(shard(range(loss.alignment_points)))
-            there = Geometry(*(part[:n] for part in geometry))
-            pulled = pull(x[:n], there.sdf, there.gradient)
-            terms["alignment"] = alignment_loss(there, self.field.geometry(pulled, active).gradient)
-            total = total + loss.alignment(progress) * terms["alignment"]
-        if loss.bend and progress >= self.plane:
-            n = len(shard(range(loss.alignment_points)))
-            there = Geometry(*(part[:n] for part in geometry))
-            noise = shard(self.queries.noise(loss.alignment_points)).to(self.device)
-            moved = beside(x[:n], there.gradient, 1 / self.config.field.finest, noise)
-            terms["bend"] = bend_loss(there.gradient, self.field.geometry(moved, active).gradient)
-            total = total + loss.bend * terms["bend"]
+        self.iso.update(self.field, self.steps, active)
+        batch = self._draw()
+        geometry = self.field.geometry(batch.x, active)
+        objective = self._pull if self.config.loss.objective == "pull" else self._on_surface
+        terms = objective(batch, geometry, progress)
+        if self._weight("alignment", progress) > 0:
+            terms["alignment"] = self._alignment(batch, geometry, active)
+        if self._weight("bend", progress) > 0 and progress >= self.plane:
+            terms["bend"] = self._bend(batch, geometry, active)
+        if self.iso.ready:
+            terms |= self.iso.terms(self.field, active)
+        total = torch.zeros((), device=self.device)
+        for name, term in terms.items():
+            total = total + self._weight(name, progress) * term
         self.optimisers.step(total, progress)
         self.steps += 1
         return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
 
-    def _near_error(self, batch: Queries, geometry: Geometry, progress: float) -> Float[Tensor, " n"]:
+    def _weight(self, name: str, progress: float) -> float:
+        return self.weights[name](progress)
+
+    def _draw(self) -> Batch:
+        queries, rows = self.queries.draw(self.config.queries.batch)
+        x, nearest, origin, in_space, rows = (shard(part) for part in (*queries, rows))
+        near = int((~in_space).sum())  # they come first
+        x, nearest, origin, rows = (part.to(self.device) for part in (x, nearest, origin[:near], rows[:near]))
+        return Batch(x, nearest, origin, rows, near)
+
+    def _pull(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:
+        """Neural-Pull: queries that are pulled arrive at the cloud."""
+        near, squared = batch.near, self.config.loss.squared
+        around, beyond = _part(geometry, slice(near)), _part(geometry, slice(near, None))
+        error = self._near_error(batch, around, progress)
+        if self.iso.ready:
+            error = error * self.iso.trust(batch.rows, self._gradient(batch.origin, progress))
+        terms = {"pull": part_of_mean(error, near)}
+        if self.queries.space_share > 0:
+            pulled = pull(batch.x[near:], beyond.sdf, beyond.gradient)
+            error = pull_loss(pulled, batch.nearest[near:], squared)
+            terms["space"] = part_of_mean(error, len(error))
+        if self._weight("eikonal", progress) > 0:
+            terms["eikonal"] = part_of_mean(eikonal_error(geometry.gradient).square(), len(batch.x))
+        return terms
+
+    def _near_error(self, batch: Batch, geometry: Geometry, progress: float) -> Float[Tensor, " n"]:
         """What the n queries near the cloud are off, of which geometry speaks."""
-        loss, near = self.config.loss, len(geometry.sdf)
-        x, nearest, origin = (part[:near] for part in batch[:3])
+        loss, x, nearest = self.config.loss, batch.x[: batch.near], batch.nearest[: batch.near]
         if progress < self.plane:
             return pull_loss(pull(x, geometry.sdf, geometry.gradient), nearest, loss.squared)
         if loss.target == "nearest":
             error = plane_error(x, geometry, nearest)
         else:
-            with torch.no_grad():
-                there = self.field.geometry(origin, self.field.active(progress)).gradient
-            error = chord_error(x, geometry, origin, there)
+            error = chord_error(x, geometry, batch.origin, self._gradient(batch.origin, progress))
         return error.square() if loss.squared else soft_abs(error, loss.softness or 0.0)
+
+    def _on_surface(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:
+        """SIREN and IGR: the points that queries were drawn around are on the surface, and gradients have length 1."""
+        near, siren = batch.near, self.config.loss.objective == "siren"
+        at = self.field.geometry(batch.origin, self.field.active(progress))
+        trust = self.iso.trust(batch.rows, at.gradient) if self.iso.ready else torch.ones_like(at.sdf)
+        terms = {"surface": part_of_mean(trust * at.sdf.abs(), near)}
+        if self.normals is not None and self._weight("normal", progress) > 0:
+            error = (direction_error if siren else gradient_error)(at.gradient, self.normals[batch.rows])
+            terms["normal"] = part_of_mean(trust * error, near)
+        if siren and self.queries.space_share > 0:
+            beyond = off_surface_error(geometry.sdf[near:])
+            terms["off_surface"] = part_of_mean(beyond, len(beyond))
+        # SIREN's everywhere; IGR's around the cloud and in space, squared.
+        gradient = torch.cat([geometry.gradient, at.gradient]) if siren else geometry.gradient
+        error = eikonal_error(gradient) if siren else eikonal_error(gradient).square()
+        terms["eikonal"] = part_of_mean(error, len(error))
+        return terms
+
+    def _alignment(self, batch: Batch, geometry: Geometry, active: int | None) -> Tensor:
+        loss, some = self.config.loss, slice(len(shard(range(self.aligned))))
+        x, nearest, there = batch.x[some], batch.nearest[some], _part(geometry, some)
+        reference = pull(x, there.sdf, there.gradient) if loss.alignment_at == "pulled" else nearest
+        distance = (x - nearest).norm(dim=1) if loss.alignment_weight == "euclidean" else None
+        decay = 0.0 if loss.alignment_weight == "none" else loss.alignment_decay
+        gradient = self.field.geometry(reference, active).gradient
+        return alignment_loss(there, gradient, decay, loss.alignment_kind, distance)
+
+    def _bend(self, batch: Batch, geometry: Geometry, active: int | None) -> Tensor:
+        noise = shard(self.queries.noise(self.aligned)).to(self.device)
+        x, there = batch.x[: len(noise)], geometry.gradient[: len(noise)]
+        moved = beside(x, there, 1 / self.config.field.finest, noise)
+        return bend_loss(there, self.field.geometry(moved, active).gradient)
+
+    @torch.no_grad()
+    def _gradient(self, x: Float[Tensor, "n 3"], progress: float) -> Float[Tensor, "n 3"]:
+        return self.field.geometry(x, self.field.active(progress)).gradient
 
     def finish(self) -> bool:
         """The run is over: bring the weights to their final values; returns whether that changed them."""
@@ -92,6 +179,7 @@ class Trainer:
             "field": self.field.state_dict(),
             "optimisers": self.optimisers.state_dict(),
             "queries": self.queries.state_dict(),
+            "iso": self.iso.state_dict(),
             "steps": self.steps,
         }
 
@@ -100,4 +188,21 @@ class Trainer:
         self.field.load_state_dict(state["field"])
         self.optimisers.load_state_dict(state["optimisers"])
         self.queries.load_state_dict(state["queries"])
+        self.iso.load_state_dict(state["iso"])
         self.steps = state["steps"]
+
+
+def _part(geometry: Geometry, rows: slice) -> Geometry:
+    return Geometry(*(part[rows] for part in geometry))
+
+
+def _weights(loss: PullConfig) -> dict[str, Schedule]:
+    """The weight of each term. Raises ValueError where one is open that the objective has."""
+    own = {"pull": ["space"], "siren": ["surface", "normal", "off_surface", "eikonal"]}
+    needed = own.get(loss.objective, ["surface", "normal", "eikonal"])
+    needed += ["iso_sdf", "iso_normal"] if loss.iso_points else []
+    if any(getattr(loss, name) is None for name in needed):
+        raise ValueError("weights are open that follow from the objective; see pointrecon.adapt")
+    names = ("space", "surface", "normal", "off_surface", "eikonal", "alignment", "iso_sdf", "iso_normal")
+    weights: dict[str, Schedule] = {name: getattr(loss, name) or Schedule(0.0) for name in names}
+    return {**weights, "pull": Schedule(1.0), "bend": Schedule(loss.bend or 0.0)}

@@ -9,16 +9,43 @@ from shared import ranks
 from shared.field import Field, Geometry
 from shared.pull import pull
 
+KINDS = ("cosine", "mse-normalised", "mse")
 
-def alignment_loss(at_query: Geometry, at_pulled: Float[Tensor, "n 3"], decay: float = 10.0) -> Float[Tensor, ""]:
+
+def alignment_loss(
+    at_query: Geometry,
+    at_reference: Float[Tensor, "n 3"],
+    decay: float = 10.0,
+    kind: str = "cosine",
+    distance: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, ""]:
     """Mean of exp(-decay |f(q)|) * (1 - cos(grad f(q), grad f(p))) (eqs. 6, 7 and 9), distances in field units.
 
-    `at_pulled` are the gradients at p = pull(q). Both gradients, and p itself, are differentiated; the weight is not,
-    or the field could lower the loss by moving away from its own surface.
+    `at_reference` are the gradients at p = pull(q). Both gradients, and p itself, are differentiated; the weight is
+    not, or the field could lower the loss by moving away from its own surface.
+
+    For ablation, after the paper's tables 7 and 8: p may be a cloud point that stays where it is ("Fixed"), `distance`
+    to the cloud may take the place of |f(q)| ("Euclidean"), decay 0 leaves the weight away, and `kind` is that of
+    `disagreement`.
     """
-    weight = torch.exp(-decay * at_query.sdf.detach().abs())
-    apart = weight * (1 - F.cosine_similarity(at_query.gradient, at_pulled, dim=1))
+    away = at_query.sdf if distance is None else distance
+    weight = torch.exp(-decay * away.detach().abs())
+    apart = weight * disagreement(at_query.gradient, at_reference, kind)
     return ranks.part_of_mean(apart, len(apart))
+
+
+def disagreement(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"], kind: str = "cosine") -> Float[Tensor, " n"]:
+    """How far gradients are from parallel: 1 - cos (eq. 4), or table 8's mean squared error over their coordinates.
+
+    Of normalised gradients that is two thirds of 1 - cos; of gradients as they are ("mse") their lengths count, too.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is not one of {', '.join(KINDS)}")
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(here, there, dim=1)
+    if kind == "mse-normalised":
+        here, there = F.normalize(here, dim=1), F.normalize(there, dim=1)
+    return (here - there).square().mean(dim=1)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shared.field import FieldConfig, Geometry, SirenField, build_field
-from shared.levelset import alignment_loss, parallelism
+from shared.levelset import KINDS, alignment_loss, disagreement, parallelism
 from shared.pull import pull
 
 CPU = torch.device("cpu")
@@ -75,6 +75,41 @@ def test_the_weight_is_not_differentiated():
     gradient = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
     alignment_loss(Geometry(sdf, gradient, torch.empty(2, 0)), torch.tensor([[1.0, 1.0, 0.0]] * 2)).backward()
     assert sdf.grad is None and gradient.grad.any()
+
+
+def test_kinds_of_disagreement_equal_their_formulas():
+    here = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0]])
+    there = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -4.0]])
+    torch.testing.assert_close(disagreement(here, there, "cosine"), torch.tensor([1.0, 0.0, 2.0]))
+    torch.testing.assert_close(disagreement(here, there, "mse-normalised"), torch.tensor([2.0, 0.0, 4.0]) / 3)
+    torch.testing.assert_close(disagreement(here, there, "mse"), torch.tensor([5.0, 4.0, 25.0]) / 3)
+    with pytest.raises(ValueError, match="cosine, mse-normalised, mse"):
+        disagreement(here, there, "l1")
+
+
+def test_a_distance_to_the_cloud_may_take_the_place_of_the_fields_own():
+    sdf, gradient = torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    away, turned = torch.tensor([0.1, 0.0]), gradient.flip(0)
+    found = alignment_loss(Geometry(sdf, gradient, torch.empty(2, 0)), turned, 5.0, distance=away)
+    assert float(found) == pytest.approx((math.exp(-0.5) + 1) / 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_differentiated_at_both_ends(kind: str):
+    ends = [torch.randn(6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)]
+    sdf = torch.linspace(-0.3, 0.3, 6, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda here, there: alignment_loss(Geometry(sdf, here, here[:, :0]), there, 2.0, kind),
+        [end.requires_grad_() for end in ends],
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_zero_for_a_true_distance(kind: str):
+    there = Ball().geometry(points())
+    fixed = Ball().geometry(0.6 * points() / points().norm(dim=1, keepdim=True))
+    for end in (fixed, Ball().geometry(pull(points(), there.sdf, there.gradient))):
+        assert float(alignment_loss(there, end.gradient, kind=kind).detach()) < 1e-6
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
