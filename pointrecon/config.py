@@ -29,6 +29,12 @@ class QueryConfig:
         minimum=0.0,
         maximum=0.9,
     )
+    smoothing: int | None = key(
+        None,
+        "targets near the cloud are moved onto the plane through this many neighbours, 3 or more; 0: not; none: as the "
+        "cloud's noise asks",
+        minimum=0,
+    )
     pool: int = key(500_000, "queries held ready with their nearest points", minimum=1000)
     refresh: int = key(20, "steps between renewals of a part of the pool", minimum=1)
     renewed: int = key(10_000, "queries renewed at a time", minimum=1)

@@ -58,13 +58,15 @@ class Trainer:
         self.config, self.device = config, device
         self.field = build_field(config.field, device)
         q, loss = config.queries, config.loss
-        if q.neighbours is None or q.space_share is None or loss.plane is None or loss.target == "auto":
+        if q.neighbours is None or q.space_share is None or q.smoothing is None:
+            raise ValueError("queries are open that follow from the cloud; see pointrecon.adapt")
+        if loss.plane is None or loss.target == "auto":
             raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
         if normals is not None and normals.shape != points.shape:
             raise ValueError(f"normals of shape {normals.shape} for points of shape {points.shape}")
         self.plane, self.weights = loss.plane, _weights(loss)
         generator = np.random.default_rng(config.train.seed)
-        self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool)
+        self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool, q.smoothing)
         cloud = torch.from_numpy(self.queries.points).to(device)
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
