@@ -53,7 +53,6 @@ def adapt(config: Config, found: Survey) -> Config:
     objective = config.loss.objective
     queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
     queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS
-    queries["smoothing"] = queries["neighbours"] if noisy else 0
     loss: dict[str, Any] = {**NOISE, "softness": SOFTNESS * found.noise} if noisy else {**CLEAN}
     if objective != "pull":
         loss["bend"] = 0.0

@@ -29,12 +29,6 @@ class QueryConfig:
         minimum=0.0,
         maximum=0.9,
     )
-    smoothing: int | None = key(
-        None,
-        "targets near the cloud are moved onto the plane through this many neighbours, 3 or more; 0: not; none: as the "
-        "cloud's noise asks",
-        minimum=0,
-    )
     pool: int = key(500_000, "queries held ready with their nearest points", minimum=1000)
     refresh: int = key(20, "steps between renewals of a part of the pool", minimum=1)
     renewed: int = key(10_000, "queries renewed at a time", minimum=1)
@@ -80,6 +74,10 @@ class PullConfig:
         None,
         "pull: weight of the queries from all of space; none: [0.15, 1, 0.2, 0.4], or down to 0.05 in noise",
         minimum=0.0,
+    )
+    enclosed: bool = key(
+        True,
+        "pull: what the cloud encloses, if a flood from outside finds no way in, is inside; false: only the pull tells",
     )
     surface: Schedule | None = key(
         None,

@@ -24,6 +24,18 @@ def pull_loss(pulled: Float[Tensor, "n 3"], targets: Float[Tensor, "n 3"], squar
     return error if squared else (error + 1e-12).sqrt()
 
 
+def depth_error(
+    x: Float[Tensor, "n 3"], depth: Float[Tensor, " n"], nearest: Float[Tensor, "n 3"], squared: bool
+) -> Float[Tensor, " n"]:
+    """How far the depth at places within a body is from that to the nearest cloud points, or the square of that.
+
+    Deep within a body the nearest point may be anywhere around. A pull there has no direction to learn, is smallest
+    where the field is zero, and turns a thick body inside out.
+    """
+    error = depth - (x - nearest).norm(dim=1)
+    return error.square() if squared else error.abs()
+
+
 def plane_error(
     queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"]
 ) -> Float[Tensor, " n"]:

@@ -18,18 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from pointrecon.smooth import onto_planes
-
 EDGE = 0.999  # queries stay just inside the box [-1, 1]^3 that the field is defined on
 SPACE_SPREAD = 0.1  # standard deviation of the space queries that surround the cloud
 SMALLEST_SIGMA = 1e-5  # more than k coincident points must not put a query exactly on its own target
-SMOOTHED = 20_000  # points whose neighbours are held at once
 CHUNK = 100_000  # rows per nearest-neighbour search, which bounds its memory
 
 
 class Queries(NamedTuple):
-    """n queries, their nearest cloud points (smoothed near the surface, if asked for), the cloud points they were drawn
-    around (the nearest ones again where they were drawn from all of space), and which were; these come last."""
+    """n queries, their nearest cloud points, the cloud points they were drawn around (the nearest ones again where they
+    were drawn from all of space), and which were; those near the surface come first."""
 
     x: Float[Tensor, "n 3"]
     nearest: Float[Tensor, "n 3"]
@@ -42,7 +39,6 @@ class QuerySampler:
 
     points: (N, 3) in field space, N >= 2. neighbours: k of sigma, at most N - 1. factor: multiplies sigma.
     space_share: fraction of every batch that is drawn from all of space. pool: queries held, 32 bytes each.
-    smoothing: targets near the cloud are moved onto the plane through so many neighbours; 0: not.
     The generator belongs to the sampler from here on; equal generators give equal batches.
     """
 
@@ -54,7 +50,6 @@ class QuerySampler:
         factor: float = 1.0,
         space_share: float = 0.1,
         pool: int = 500_000,
-        smoothing: int = 0,
     ) -> None:
         self.points = np.ascontiguousarray(points, dtype=np.float32)
         if self.points.ndim != 2 or self.points.shape[1] != 3 or len(self.points) < 2:
@@ -65,12 +60,10 @@ class QuerySampler:
         self.neighbours = min(neighbours, len(self.points) - 1)
         self.factor = factor
         self.space_share = space_share
-        self.smoothing = min(smoothing, len(self.points))
         # Midpoint splits answer queries far from the cloud four times faster than the default median splits.
         self.tree = cKDTree(self.points, balanced_tree=False, compact_nodes=False)
         self._ordered = self.points[self.tree.indices]  # neighbours in space are neighbours in memory
         self._sigma = np.full(len(self.points), np.nan, dtype=np.float32)  # of _ordered, filled in as points are drawn
-        self._smoothed = np.full_like(self.points, np.nan) if smoothing else self.points  # filled in like _sigma
         space = round(pool * space_share)
         self._near = _Pool(pool - space)
         self._space = _Pool(space)
@@ -102,7 +95,7 @@ class QuerySampler:
         space = round(count * len(self._space.rows) / total)
         for start in range(0, count - space, CHUNK):
             queries, origins = self._near_surface(min(CHUNK, count - space - start))
-            self._near.replace(queries, self._targets(self._nearest(queries)), origins)
+            self._near.replace(queries, self.points[self._nearest(queries)], origins)
         for start in range(0, space, CHUNK):
             queries = self._in_space(min(CHUNK, space - start))
             nearest = self._nearest(queries)
@@ -149,15 +142,6 @@ class QuerySampler:
             )
             self._sigma[part] = np.maximum(distances[:, 0], SMALLEST_SIGMA)
         return self._sigma[rows]
-
-    def _targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Points of these rows, smoothed."""
-        missing = np.unique(rows[np.isnan(self._smoothed[rows, 0])])
-        for start in range(0, len(missing), SMOOTHED):
-            part = missing[start : start + SMOOTHED]
-            _, index = self.tree.query(self.points[part], k=self.smoothing, workers=torch.get_num_threads())
-            self._smoothed[part] = onto_planes(self.points[part], self.points[index])
-        return self._smoothed[rows]
 
     def _nearest(self, queries: NDArray[np.float32]) -> NDArray[np.int64]:
         """Rows of the nearest points."""

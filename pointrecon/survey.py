@@ -32,10 +32,16 @@ def survey(points: Points) -> Survey:
     """Spacing, noise and crowd of a cloud (N, 3)."""
     tree = cKDTree(points)
     some = points[:: max(1, len(points) // SAMPLE)]
-    distances, _ = tree.query(some, k=[2, 3, 4], workers=torch.get_num_threads())
     deviation = noise(points, tree)
     within = tree.query_ball_point(some, 2 * deviation, return_length=True, workers=torch.get_num_threads())
-    return Survey(float(np.median(distances.mean(axis=1))), deviation, int(np.median(within)) - 1)
+    return Survey(typical_spacing(tree), deviation, int(np.median(within)) - 1)
+
+
+def typical_spacing(tree: cKDTree) -> float:
+    """Median over the points (N, 3) in the tree of the mean distance to three neighbours."""
+    some = tree.data[:: max(1, tree.n // SAMPLE)]
+    distances, _ = tree.query(some, k=[2, 3, 4], workers=torch.get_num_threads())
+    return float(np.median(distances.mean(axis=1)))
 
 
 def noise(points: Points, tree: cKDTree) -> float:

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointrecon.config import Config, PullConfig
+from pointrecon.enclosed import enclosed, lookup
 from pointrecon.objectives import (
     bend_loss,
     beside,
     chord_error,
+    depth_error,
     direction_error,
     eikonal_error,
     gradient_error,
@@ -58,16 +60,15 @@ class Trainer:
         self.config, self.device = config, device
         self.field = build_field(config.field, device)
         q, loss = config.queries, config.loss
-        if q.neighbours is None or q.space_share is None or q.smoothing is None:
-            raise ValueError("queries are open that follow from the cloud; see pointrecon.adapt")
-        if loss.plane is None or loss.target == "auto":
+        if q.neighbours is None or q.space_share is None or loss.plane is None or loss.target == "auto":
             raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
         if normals is not None and normals.shape != points.shape:
             raise ValueError(f"normals of shape {normals.shape} for points of shape {points.shape}")
         self.plane, self.weights = loss.plane, _weights(loss)
         generator = np.random.default_rng(config.train.seed)
-        self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool, q.smoothing)
+        self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool)
         cloud = torch.from_numpy(self.queries.points).to(device)
+        self.enclosed = torch.from_numpy(enclosed(self.queries.tree)).to(device) if loss.enclosed else None
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
@@ -116,8 +117,11 @@ class Trainer:
             error = error * self.iso.trust(batch.rows, self._gradient(batch.origin, progress))
         terms = {"pull": part_of_mean(error, near)}
         if self.queries.space_share > 0:
-            pulled = pull(batch.x[near:], beyond.sdf, beyond.gradient)
-            error = pull_loss(pulled, batch.nearest[near:], squared)
+            x, nearest = batch.x[near:], batch.nearest[near:]
+            error = pull_loss(pull(x, beyond.sdf, beyond.gradient), nearest, squared)
+            if self.enclosed is not None:
+                depth = -beyond.sdf if not self.config.field.inside_out else beyond.sdf
+                error = torch.where(lookup(self.enclosed, x), depth_error(x, depth, nearest, squared), error)
             terms["space"] = part_of_mean(error, len(error))
         if self._weight("eikonal", progress) > 0:
             terms["eikonal"] = part_of_mean(eikonal_error(geometry.gradient).square(), len(batch.x))

@@ -89,13 +89,12 @@ def test_photos(backend: str, masks: bool, tmp_path) -> None:
 def test_cloud(backend: str) -> None:
     config = CloudConfig(
         field=field(backend, feature=0),
-        queries=QueryConfig(
-            batch=512, neighbours=4, factor=1.0, space_share=0.1, smoothing=0, pool=5000, refresh=5, renewed=1000
-        ),
+        queries=QueryConfig(batch=512, neighbours=4, factor=1.0, space_share=0.1, pool=5000, refresh=5, renewed=1000),
         loss=PullConfig(
             target="nearest",
             squared=False,
             plane=0.3,
+            enclosed=False,
             space=Schedule(0.3),
             alignment=Schedule(0.01),
             alignment_points=64,

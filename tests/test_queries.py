@@ -8,7 +8,6 @@ import torch
 from scipy.spatial.distance import cdist
 
 from pointrecon.queries import EDGE, QuerySampler
-from pointrecon.smooth import onto_planes
 from pointrecon.survey import survey
 
 
@@ -27,26 +26,6 @@ def test_targets_are_the_nearest_points_by_brute_force():
     queries, targets, *_ = sampler(points).batch(500)
     np.testing.assert_array_equal(targets, points[cdist(queries, points).argmin(axis=1)])
     assert queries.dtype == targets.dtype == torch.float32
-
-
-def test_targets_near_the_cloud_are_smoothed():
-    rng = np.random.default_rng(1)
-    points = np.stack([*rng.uniform(-0.8, 0.8, (2, 3000)), rng.normal(scale=0.02, size=3000)], axis=1)
-    rough, smooth = (sampler(points, smoothing=k, pool=20_000, space_share=0.3).batch(20_000) for k in (0, 100))
-    near = ~rough.in_space
-    assert torch.equal(rough.x, smooth.x) and torch.equal(rough.nearest[~near], smooth.nearest[~near])
-    above = near & (rough.x[:, 2] > 0.02)
-    assert float(rough.nearest[above, 2].mean()) > 0.01 > 0.004 > float(smooth.nearest[above, 2].mean().abs())
-    # Perpendicularly: hardly sideways.
-    assert float((rough.nearest - smooth.nearest)[near, :2].abs().mean()) < 0.004
-
-
-def test_a_plane_through_neighbours_takes_points_onto_it():
-    rng = np.random.default_rng(3)
-    axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-    flat = rng.uniform(-1, 1, (5, 40, 2)) @ axes[:2] + [1.0, 2.0, 3.0]
-    points = flat[:, 0] + rng.normal(size=(5, 1)) * axes[2]
-    np.testing.assert_allclose(onto_planes(points, flat), flat[:, 0], atol=1e-12)
 
 
 def test_origins_are_cloud_points_and_know_nothing_of_the_query():
