@@ -21,7 +21,6 @@ from pointrecon.objectives import (
     off_surface_error,
     plane_error,
     pull_loss,
-    soft_abs,
 )
 from pointrecon.queries import QuerySampler
 from pointrecon.regularise import IsoRegulariser
@@ -31,6 +30,7 @@ from shared.levelset import alignment_loss
 from shared.optim import Optimisers
 from shared.pull import pull
 from shared.ranks import part_of_mean, shard
+from shared.soft_abs import soft_abs
 
 Terms = dict[str, Tensor]
 

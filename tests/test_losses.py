@@ -10,9 +10,10 @@ from mvrecon.config import LossConfig
 from mvrecon.losses import ROUNDED, alignment_term, color_loss, eikonal_loss, mask_loss, total_loss
 from mvrecon.model import Rendering
 from mvrecon.rays import RayBatch
-from pointrecon.objectives import bend_loss, beside, chord_error, plane_error, pull_loss, soft_abs
+from pointrecon.objectives import bend_loss, beside, chord_error, plane_error, pull_loss
 from shared.config import Schedule
 from shared.field import FieldConfig, Geometry, build_field
+from shared.soft_abs import soft_abs
 
 COLOR = torch.tensor([[0.5, 0.5, 0.5], [0.0, 0.2, 1.0]])
 TRUTH = torch.tensor([[0.5, 0.3, 0.5], [1.0, 0.2, 0.6]])
