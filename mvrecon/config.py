@@ -80,10 +80,10 @@ class SamplingConfig:
 class LossConfig:
     """Weights; each may be a number or [p0, v0, v1, p1] over the progress of the run."""
 
-    eikonal: Schedule = key(Schedule(0.05), "gradients of length one", minimum=0.0)
-    mask: Schedule = key(Schedule(0.05), "opacity agrees with the masks", minimum=0.0)
+    eikonal: Schedule = key(Schedule(0.1), "gradients of length one", minimum=0.0)
+    mask: Schedule = key(Schedule(0.1), "opacity agrees with the masks", minimum=0.0)
     opacity: Schedule = key(
-        Schedule(0.4, 0.025, 0.0, 0.8), "without masks: nothing shines through the unit sphere", minimum=0.0
+        Schedule(0.4, 0.05, 0.0, 0.8), "without masks: nothing shines through the unit sphere", minimum=0.0
     )
     alignment: Schedule = key(Schedule(0.0), "level set alignment", minimum=0.0)
     alignment_samples: int = key(1, "samples a ray for the alignment", minimum=1)

@@ -12,21 +12,13 @@ from shared import ranks
 from shared.field import Field, Geometry
 from shared.levelset import alignment_loss
 from shared.pull import pull
-from shared.soft_abs import soft_abs
-
-# Errors of colour below this count squared.
-ROUNDED = 0.03
 
 
 def color_loss(
     color: Float[Tensor, "r 3"], truth: Float[Tensor, "r 3"], mask: Float[Tensor, " r"] | None
 ) -> Float[Tensor, ""]:
-    """Rounded L1 over the channels, mean over the rays, those inside the masks where there are masks.
-
-    NeuS (eq. 15) has |e|, whose optimum is the median of what photos show of a place; their mean is nearer to what one
-    more photo shows (docs/log.md).
-    """
-    error = soft_abs(color - truth, ROUNDED).sum(dim=1)
+    """L1 over the channels, mean over the rays, those inside the masks where there are masks (NeuS, eq. 15)."""
+    error = (color - truth).abs().sum(dim=1)
     if mask is None:
         return ranks.part_of_mean(error, len(error))
     inside = (mask > 0.5).float()

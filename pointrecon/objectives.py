@@ -66,6 +66,11 @@ def chord_error(
     return cosine.clamp_min(0) ** AGREE * (height - geometry.sdf)
 
 
+def soft_abs(error: Float[Tensor, " n"], softness: float) -> Float[Tensor, " n"]:
+    """|error|, rounded to a parabola below `softness`: the mean of noisy errors tells more than their median."""
+    return error.abs() if softness == 0 else (error.square() + softness**2).sqrt() - softness
+
+
 def beside(
     x: Float[Tensor, "n 3"], gradient: Float[Tensor, "n 3"], step: float, noise: Float[Tensor, "n 3"]
 ) -> Float[Tensor, "n 3"]:

@@ -21,6 +21,7 @@ from pointrecon.objectives import (
     off_surface_error,
     plane_error,
     pull_loss,
+    soft_abs,
 )
 from pointrecon.queries import QuerySampler
 from pointrecon.regularise import IsoRegulariser
@@ -30,7 +31,6 @@ from shared.levelset import alignment_loss
 from shared.optim import Optimisers
 from shared.pull import pull
 from shared.ranks import part_of_mean, shard
-from shared.soft_abs import soft_abs
 
 Terms = dict[str, Tensor]
 
