@@ -64,7 +64,7 @@ class PullConfig:
     plane: float | None = key(
         None,
         "pull: fraction of the run after which the error near the cloud counts along normals only; 1: never; none: "
-        "0.3, or 0.1 in noise",
+        "0.3, or 0.05 in noise",
         minimum=0.0,
         maximum=1.0,
     )
