@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pointrecon.config import Config, PullConfig, QueryConfig
+from pointrecon.config import Config, LossConfig, QueryConfig
 from pointrecon.survey import Survey
 from shared.config import Schedule
 
-Section = TypeVar("Section", PullConfig, QueryConfig)
+Section = TypeVar("Section", LossConfig, QueryConfig)
 
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
 NOISY = 0.25

@@ -1,7 +1,5 @@
 """A folder of clouds to a folder of surfaces and one table of their figures."""
 
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +10,11 @@ from pointrecon.evaluate import evaluate
 from pointrecon.fit import fit
 from shared.cloud_formats import READERS
 from shared.config import read_config
+from shared.csv_table import write_table
 from shared.errors import UserError
 from shared.loop import one_budget
 from shared.mesh import load_mesh, save_mesh
 from shared.report import flatten
-from shared.run_folder import atomic_write
 
 
 def fit_all(
@@ -44,7 +42,7 @@ def fit_all(
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             rows.append({"name": name, "error": str(error)})
-        _write_table(rows, out / "metrics.csv")
+        write_table(rows, out / "metrics.csv")
     failed = sum(bool(row["error"]) for row in rows)
     print(f"{out / 'metrics.csv'}: {len(rows) - failed} of {len(rows)} clouds")
     return 2 if failed else 0
@@ -68,13 +66,3 @@ def _truth(cloud: Path, truths: Path | None) -> Path:
     if not found:
         raise UserError(f"{truths}: has no {cloud.stem}.*; add the exact surface, or leave out --gt")
     return found[0]
-
-
-def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path, "w") as file:
-        file.write(text.getvalue())

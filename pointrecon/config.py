@@ -35,7 +35,7 @@ class QueryConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PullConfig:
+class LossConfig:
     """What is asked of the field. A weight may be a number or [p0, v0, v1, p1] over the progress of the run."""
 
     objective: str = key(
@@ -169,7 +169,7 @@ class Config:
     # A coarse start: a grid that begins at 16 cells finds false sheets far from the cloud.
     field: FieldConfig = FieldConfig(levels=12, base=4, finest=256, first_levels=1, open_levels=0.6, feature=0)
     queries: QueryConfig = QueryConfig()
-    loss: PullConfig = PullConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig(warmup=0.03, final=0.02)
     train: FitConfig = FitConfig()
     keep_stray: bool = key(False, "keep points that seem to belong to no surface")

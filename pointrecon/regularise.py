@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pointrecon.config import PullConfig
+from pointrecon.config import LossConfig
 from shared.field import Field
-from shared.isopoints import IsoPoints, bilateral_weights, extract, iso_normal_loss, iso_sdf_loss, pca_normals
+from shared.iso_losses import bilateral_weights, iso_normal_loss, iso_sdf_loss, pca_normals
+from shared.isopoints import IsoPoints, extract
 from shared.ranks import shard
 
 SEEDS = 4  # points of the cloud that are brought down to the surface at first, for each iso-point
@@ -24,7 +25,7 @@ SEEDS = 4  # points of the cloud that are brought down to the surface at first, 
 class IsoRegulariser:
     """The iso-points of a fit to a cloud (N, 3), in field space; without effect until `ready`."""
 
-    def __init__(self, config: PullConfig, points: Float[Tensor, "n 3"], seed: int) -> None:
+    def __init__(self, config: LossConfig, points: Float[Tensor, "n 3"], seed: int) -> None:
         self.config, self.points = config, points
         # Its own numbers: queries are the same with iso-points and without.
         self.generator = np.random.default_rng([seed, 1])

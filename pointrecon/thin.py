@@ -16,8 +16,7 @@ GROW = 1.03  # beyond what the count asks for, so that few tries suffice
 def thin(cloud: PointCloud, most: int = MOST) -> PointCloud:
     """A cloud of at most `most` points: as it is, or the mean of the points in each of many small cubes.
 
-    Normals and colours are means, too. Averaged points have less noise. A cloud of double the size needs double the
-    time and memory (60 bytes a point), not more.
+    Normals and colours are means, too. Averaged points have less noise.
     """
     if len(cloud) <= most:
         return cloud

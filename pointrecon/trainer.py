@@ -1,5 +1,7 @@
 """One step of a fit to one cloud, and all the state that a later step depends on."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointrecon.config import Config, PullConfig
+from pointrecon.config import Config, LossConfig
 from pointrecon.enclosed import enclosed, lookup
 from pointrecon.objectives import (
     bend_loss,
@@ -68,7 +70,8 @@ class Trainer:
         generator = np.random.default_rng(config.train.seed)
         self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool)
         cloud = torch.from_numpy(self.queries.points).to(device)
-        self.enclosed = torch.from_numpy(enclosed(self.queries.tree)).to(device) if loss.enclosed else None
+        known = loss.enclosed and loss.objective == "pull"
+        self.enclosed = torch.from_numpy(enclosed(self.queries.tree)).to(device) if known else None
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
@@ -112,9 +115,10 @@ class Trainer:
         """Neural-Pull: queries that are pulled arrive at the cloud."""
         near, squared = batch.near, self.config.loss.squared
         around, beyond = _part(geometry, slice(near)), _part(geometry, slice(near, None))
-        error = self._near_error(batch, around, progress)
+        at_origin = cache(lambda: self._gradient(batch.origin, progress))  # asked for once, if at all
+        error = self._near_error(batch, around, progress, at_origin)
         if self.iso.ready:
-            error = error * self.iso.trust(batch.rows, self._gradient(batch.origin, progress))
+            error = error * self.iso.trust(batch.rows, at_origin())
         terms = {"pull": part_of_mean(error, near)}
         if self.queries.space_share > 0:
             x, nearest = batch.x[near:], batch.nearest[near:]
@@ -127,15 +131,17 @@ class Trainer:
             terms["eikonal"] = part_of_mean(eikonal_error(geometry.gradient).square(), len(batch.x))
         return terms
 
-    def _near_error(self, batch: Batch, geometry: Geometry, progress: float) -> Float[Tensor, " n"]:
-        """What the n queries near the cloud are off, of which geometry speaks."""
+    def _near_error(
+        self, batch: Batch, geometry: Geometry, progress: float, at_origin: Callable[[], Tensor]
+    ) -> Float[Tensor, " n"]:
+        """What the n queries near the cloud are off, of which geometry speaks; at_origin: gradients (n, 3) there."""
         loss, x, nearest = self.config.loss, batch.x[: batch.near], batch.nearest[: batch.near]
         if progress < self.plane:
             return pull_loss(pull(x, geometry.sdf, geometry.gradient), nearest, loss.squared)
         if loss.target == "nearest":
             error = plane_error(x, geometry, nearest)
         else:
-            error = chord_error(x, geometry, batch.origin, self._gradient(batch.origin, progress))
+            error = chord_error(x, geometry, batch.origin, at_origin())
         return error.square() if loss.squared else soft_abs(error, loss.softness or 0.0)
 
     def _on_surface(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:
@@ -202,7 +208,7 @@ def _part(geometry: Geometry, rows: slice) -> Geometry:
     return Geometry(*(part[rows] for part in geometry))
 
 
-def _weights(loss: PullConfig) -> dict[str, Schedule]:
+def _weights(loss: LossConfig) -> dict[str, Schedule]:
     """The weight of each term. Raises ValueError where one is open that the objective has."""
     own = {"pull": ["space"], "siren": ["surface", "normal", "off_surface", "eikonal"]}
     needed = own.get(loss.objective, ["surface", "normal", "eikonal"])

@@ -10,7 +10,6 @@ the clouds have no normals. Rows that the file holds already are not made again.
 """
 
 import argparse
-import csv
 import sys
 import time
 from collections import defaultdict
@@ -32,6 +31,7 @@ from pointrecon.survey import survey
 from pointrecon.trainer import Trainer
 from scripts.cloud_cases import KINDS, Kind, Points, as_it_is, load_truth, make_cloud
 from shared.config import read_config
+from shared.csv_table import read_table, write_table
 from shared.errors import UserError
 from shared.field import Field
 from shared.geometry import fit_box
@@ -40,7 +40,6 @@ from shared.loop import use_threads
 from shared.mesh import Mesh, is_watertight, volume
 from shared.metrics import compare_meshes
 from shared.report import QUERIES, QUERY_SPREAD, diagonal
-from shared.run_folder import atomic_write
 from shared.runtime import choose_device
 
 KEY = ("group", "setting", "kind", "shape", "seed", "steps")
@@ -177,22 +176,6 @@ def angle(field: Field, unit: Points, device: torch.device, seed: int) -> float:
     return parallelism(field, torch.from_numpy(around.clip(-1, 1).astype(np.float32)).to(device))
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows made so far."""
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(rows: list[dict[str, str]], path: Path) -> None:
-    """All rows, in place of those of before."""
-    with atomic_write(path, "w") as file:
-        writer = csv.DictWriter(file, (*KEY, *FIGURES), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def table(rows: list[dict[str, str]]) -> str:
     """Means over shapes and seeds in Markdown, a line for each setting on each kind of cloud."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
@@ -208,7 +191,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def mean(rows: list[dict[str, str]], column: str) -> str:
     """Of the rows that have this figure; and of how many, where some have none."""
-    values = [float(row[column]) for row in rows if row[column]]
+    values = [float(row[column]) for row in rows if row.get(column)]
     missing = f" (of {len(values)})" if 0 < len(values) < len(rows) else ""
     return f"{np.mean(values):.4g}{missing}" if values else "–"
 
@@ -224,7 +207,7 @@ def main() -> None:
     parser.add_argument("--only", help="groups, or GROUP/SETTING, by commas (default: all)")
     args = parser.parse_args()
     truths = {name: load_truth(next(args.meshes.glob(f"{name}.*"))) for name in args.shapes.split(",")}
-    rows = read_rows(args.out)
+    rows = read_table(args.out)
     done = {tuple(row[column] for column in KEY) for row in rows}
     for seed in range(args.seeds):
         for setting in chosen(settings(args.steps), args.only):
@@ -235,8 +218,8 @@ def main() -> None:
                         continue
                     figures = fit_and_measure(setting, cloud_of(truth, kind, seed), truth, args.steps, seed)
                     rows.append({**dict(zip(KEY, key)), **{name: f"{value:.5g}" for name, value in figures.items()}})
-                    write_rows(rows, args.out)
-    print(table(read_rows(args.out)))
+                    write_table(rows, args.out)
+    print(table(read_table(args.out)))
 
 
 if __name__ == "__main__":

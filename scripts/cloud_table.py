@@ -10,7 +10,6 @@ no user can make, trimmed by distance; and once more with moving least squares b
 """
 
 import argparse
-import csv
 import sys
 import time
 from collections import defaultdict
@@ -28,6 +27,7 @@ from pointrecon.config import Config
 from pointrecon.fit import fit
 from scripts.cloud_cases import KINDS, Points, best_poisson, load_truth, make_cloud
 from shared.config import read_config
+from shared.csv_table import read_table, write_table
 from shared.mesh import Mesh, component_count, is_watertight, load_mesh, volume
 from shared.metrics import compare_meshes
 from shared.pointcloud import read_cloud
@@ -36,7 +36,6 @@ from shared.report import diagonal
 SHAPES = ("armadillo", "horse", "nefertiti", "fandisk")
 FIGURES = ("l1", "normals", "volume", "components", "seconds")
 OTHERS = {"poisson": False, "smoothed": True}  # whether moving least squares come before
-COLUMNS = ("shape", "kind", "seed", *FIGURES, *(f"{o}_{f}" for o in OTHERS for f in ("l1", "normals", "setting")))
 
 
 class Case(NamedTuple):
@@ -91,22 +90,6 @@ def theirs(case: Case) -> dict[str, Any]:
     return figures
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows made so far."""
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """All rows, in place of those of before."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **{k: f"{v:.5g}" for k, v in row.items() if isinstance(v, float)}} for row in rows)
-
-
 def table(rows: list[dict[str, str]]) -> str:
     """Means over the seeds, and over the shapes of each kind, in Markdown."""
     groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
@@ -152,14 +135,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of a fit (default: as `pointrecon fit`)")
     args = parser.parse_args()
     overrides = [("train.steps", str(args.steps))] if args.steps else []
-    rows: list[dict[str, Any]] = list(read_rows(args.out))
+    rows: list[dict[str, Any]] = list(read_table(args.out))
     done = {(row["shape"], row["kind"], str(row["seed"])) for row in rows}
     for case in cases(args):
         if (case.shape, case.kind, str(case.seed)) not in done:
             key = {"shape": case.shape, "kind": case.kind, "seed": str(case.seed)}
-            rows.append({**key, **ours(case, overrides), **theirs(case)})
-            write_rows(rows, args.out)
-    print(table(read_rows(args.out)))
+            figures = {**ours(case, overrides), **theirs(case)}
+            rows.append(key | {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in figures.items()})
+            write_table(rows, args.out)
+    print(table(read_table(args.out)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Iso-points: an even, oriented cloud on a field's zero level set, and what it does for a fit (Yifan et al. 2021).
 
 Seeds come down to the surface by Newton's method, are thinned to half of the points wanted, spread evenly, doubled
-where the surface is sparse or bends, and spread again (section 3.1). A fit to a noisy cloud asks for f = 0 and for
-smooth normals at the iso-points, and trusts cloud points less that are far from them (section 3.2).
+where the surface is sparse or bends, and spread again (section 3.1). What a fit to a noisy cloud asks of them is in
+`shared.iso_losses`.
 
 All is in field space. The paper compares squared distances with D / N, a bounding box's diagonal over a number of
 points: a length in the place of an area, which suits shapes of one size only. Here it is measured: `Ring.patches`.
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from shared import ranks
 from shared.field import Geometry
 
 CHUNK = 32768  # points that a field is asked about at once, which bounds an MLP's memory
@@ -51,13 +50,13 @@ class IsoPoints:
     @cached_property
     def patch(self) -> float:
         """The mean of their `Ring.patches`; infinite for a single point."""
-        return float(_others(self.points, NEAR).patches.mean()) if len(self) > 1 else math.inf
+        return float(others(self.points, NEAR).patches.mean()) if len(self) > 1 else math.inf
 
     def nearest(self, points: Float[Tensor, "m 3"]) -> Int[Tensor, " m"]:
         """The row of the iso-point nearest to each point. Raises ValueError where there are none, or for nan."""
         if len(self) == 0:
             raise ValueError("no iso-points to be near to")
-        return _nearest(_finite(points), self._tree, 1)[:, 0]
+        return _nearest(finite(points), self._tree, 1)[:, 0]
 
     @cached_property
     def _tree(self) -> cKDTree:
@@ -98,7 +97,7 @@ def project(
     At most 10 steps, none longer than 0.1, until |f| < tolerance. Points that leave the box [-1, 1]^3, on which
     fields are defined, do not arrive. Raises ValueError for points that are not finite.
     """
-    landed, arrived = _newton(field, _finite(points), active, tolerance)
+    landed, arrived = _newton(field, finite(points), active, tolerance)
     return IsoPoints(landed.points[arrived], landed.normals[arrived])
 
 
@@ -119,7 +118,7 @@ def resample(
 
 def repulsion(iso: IsoPoints) -> Float[Tensor, "n 3"]:
     """Where its neighbours push each of n >= 2 points, within its tangent plane (eqs. 2 to 4)."""
-    ring = _others(iso.points, NEAR)
+    ring = others(iso.points, NEAR)
     push = (torch.exp(-ring.squared / ring.patches)[..., None] * F.normalize(-ring.way, dim=2)).sum(dim=1)
     push = ring.patches.sqrt() * push
     return push - (push * iso.normals).sum(dim=1, keepdim=True) * iso.normals
@@ -135,10 +134,10 @@ def wlop(
     counts for the area it stands for, also when the part is drawn: what Newton's method brings down crowds where the
     surface bulges. Raises ValueError unless 1 <= count <= n / 2, and for points that are not finite.
     """
-    if not 1 <= count <= len(_finite(points)) / 2:
+    if not 1 <= count <= len(finite(points)) / 2:
         raise ValueError(f"{count} of {len(points)} points: WLOP leaves at least one and at most half of them")
     points = points[_rows(_tree(points).indices, points)]  # neighbours in space are neighbours in memory
-    areas = _others(points, FAR).areas[:, 0]
+    areas = others(points, FAR).areas[:, 0]
     chances = areas.double().cpu().numpy()
     drawn = generator.choice(len(points), count, replace=False, p=chances / chances.sum())
     x, tree = points[_rows(np.sort(drawn), points)], _tree(points)
@@ -155,7 +154,7 @@ def smooth_normals(
 
     Little is below some `degrees`: a sharp edge keeps the normals of its two sides.
     """
-    return _filtered(normals, _others(points, NEAR), degrees)
+    return _filtered(normals, others(points, NEAR), degrees)
 
 
 @torch.no_grad()
@@ -166,7 +165,7 @@ def insertions(iso: IsoPoints, count: int, edge_sensitivity: float = 1.0) -> Flo
     the points around, taken along these points' tangent planes (EAR): high where points are few or the surface bends.
     The best pair of each point gets a point a third of the way (section 3.1): at the middle, two often get the same.
     """
-    ring = _others(iso.points, NEAR)
+    ring = others(iso.points, NEAR)
     normals = _filtered(iso.normals, ring, 15.0)
     bend = 2 - (normals[:, None] * normals[ring.rows]).sum(dim=2)
     priority, partner = (_room(ring, normals) * bend**edge_sensitivity).max(dim=1)
@@ -206,22 +205,6 @@ def upsample(
 
 
 @torch.no_grad()
-def pca_normals(points: Float[Tensor, "n 3"], neighbours: int = FAR) -> Float[Tensor, "n 3"]:
-    """Unit normals by principal components of each point with its neighbours: the more of these, the smoother.
-
-    To which of the two sides they point is left open. Raises ValueError for fewer than 3 points or 2 neighbours, and
-    for points that are not finite.
-    """
-    if len(_finite(points)) < 3 or neighbours < 2:
-        raise ValueError(f"{len(points)} points with {neighbours} neighbours each do not span planes")
-    way = _others(points, neighbours).way.double()
-    way = torch.cat([torch.zeros_like(way[:, :1]), way], dim=1)
-    way = way - way.mean(dim=1, keepdim=True)
-    _, axes = torch.linalg.eigh(way.mT @ way)  # by rising variance
-    return axes[:, :, 0].to(points.dtype)
-
-
-@torch.no_grad()
 def extract(
     field: HasGeometry,
     seeds: Float[Tensor, "m 3"],
@@ -246,38 +229,6 @@ def extract(
     iso = resample(field, iso, active, tolerance=tolerance)
     iso = upsample(field, iso, count, active, tolerance=tolerance)
     return resample(field, iso, active, tolerance=tolerance)
-
-
-def iso_sdf_loss(sdf: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Mean of |f| over iso-points (eq. 8), in field units."""
-    return ranks.part_of_mean(sdf.abs(), len(sdf))
-
-
-def iso_normal_loss(gradient: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
-    """Mean of 1 - |cos| between the field's gradients at iso-points and their normals by `pca_normals` (eq. 9)."""
-    return ranks.part_of_mean(1 - F.cosine_similarity(gradient, normals, dim=1).abs(), len(gradient))
-
-
-@torch.no_grad()
-def bilateral_weights(
-    points: Float[Tensor, "m 3"],
-    normals: Float[Tensor, "m 3"],
-    iso: IsoPoints,
-    nearest: Int[Tensor, " m"],
-    reach: float = 4.0,
-    degrees: float = 60.0,
-) -> Float[Tensor, " m"]:
-    """How far each point of a noisy cloud is to be trusted, from 0 to 1 (eqs. 10 and 11). Not differentiated.
-
-    normals: the field's gradients at the points, of any length. nearest: `iso.nearest(points)`, good for as long as
-    the iso-points are. reach: sigma_p is reach^2 times their `patch`; the paper has 16 D / N.
-
-    The paper's minimum over iso-points would be zero nearly everywhere: the nearest one counts. Its eq. 11 has the 1
-    outside of the fraction, by which equal normals weigh less than others; EAR, where it comes from, has it inside.
-    """
-    height = ((iso.points[nearest] - points) * iso.normals[nearest]).sum(dim=1)
-    cosine = F.cosine_similarity(normals, iso.normals[nearest], dim=1)
-    return torch.exp(-height.square() / (reach**2 * iso.patch)) * _agreement(cosine, degrees)
 
 
 def _newton(field: HasGeometry, points: Tensor, active: int | None, tolerance: float) -> tuple[IsoPoints, Tensor]:
@@ -321,7 +272,7 @@ def _separation(x: Tensor) -> Tensor:
     """To each x from those around it, crowded ones counting more."""
     if len(x) < 2:
         return torch.zeros_like(x)
-    ring = _others(x, FAR)
+    ring = others(x, FAR)
     theta = torch.exp(-ring.squared / ring.patches)
     crowd = 1 + theta.sum(dim=1)
     return -_weighted_mean(crowd[ring.rows] * theta / ring.squared.clamp_min(1e-12).sqrt(), ring.way)
@@ -334,11 +285,11 @@ def _weighted_mean(weight: Tensor, way: Tensor) -> Tensor:
 def _filtered(normals: Tensor, ring: Ring, degrees: float) -> Tensor:
     around = normals[ring.rows]
     # Two areas of a point, as for WLOP's attraction: in a patch there would be hardly any neighbour.
-    weight = torch.exp(-ring.squared / (2 * ring.areas)) * _agreement((normals[:, None] * around).sum(dim=2), degrees)
+    weight = torch.exp(-ring.squared / (2 * ring.areas)) * agreement((normals[:, None] * around).sum(dim=2), degrees)
     return F.normalize(normals + (weight[..., None] * around).sum(dim=1), dim=1)
 
 
-def _agreement(cosine: Tensor, degrees: float) -> Tensor:
+def agreement(cosine: Tensor, degrees: float) -> Tensor:
     """1 for equal normals, 1/e for those that differ by `degrees` (EAR's psi)."""
     return torch.exp(-((1 - cosine) / (1 - math.cos(math.radians(degrees)))).square())
 
@@ -363,7 +314,7 @@ def _clear_of(new: Tensor, old: Tensor, distance: float) -> Tensor:
     return (other - new).square().sum(dim=1) > distance**2
 
 
-def _others(points: Tensor, k: int) -> Ring:
+def others(points: Tensor, k: int) -> Ring:
     """The k nearest others of each of two or more points, or all others where these are fewer."""
     return _ring(points, points, _nearest(points, _tree(points), min(k, len(points) - 1) + 1)[:, 1:])
 
@@ -387,7 +338,7 @@ def _tree(points: Tensor) -> cKDTree:
     return cKDTree(points.detach().cpu().numpy())
 
 
-def _finite(points: Tensor) -> Tensor:
+def finite(points: Tensor) -> Tensor:
     if not torch.isfinite(points).all():
         raise ValueError("points that are not finite")
     return points

@@ -50,6 +50,12 @@ def _two_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture
+def one_thread(_two_threads: None) -> None:
+    """A few hundred points are not worth a second thread."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data: $ISOPULL_DATA, or shared/data beside the repository."""

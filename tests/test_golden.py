@@ -14,7 +14,8 @@ from mvrecon.config import BackgroundConfig, ColorConfig, DataConfig, LossConfig
 from mvrecon.config import Config as PhotoConfig
 from mvrecon.datasets import load
 from pointrecon.config import Config as CloudConfig
-from pointrecon.config import FitConfig, PullConfig, QueryConfig
+from pointrecon.config import FitConfig, QueryConfig
+from pointrecon.config import LossConfig as CloudLossConfig
 from scripts.make_scene import make_tiny_scene
 from shared.config import Schedule
 from shared.encoding import cpu
@@ -90,7 +91,7 @@ def test_cloud(backend: str) -> None:
     config = CloudConfig(
         field=field(backend, feature=0),
         queries=QueryConfig(batch=512, neighbours=4, factor=1.0, space_share=0.1, pool=5000, refresh=5, renewed=1000),
-        loss=PullConfig(
+        loss=CloudLossConfig(
             target="nearest",
             squared=False,
             plane=0.3,

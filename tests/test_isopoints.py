@@ -11,14 +11,11 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from shared.field import FieldConfig, Geometry, build_field
+from shared.iso_losses import bilateral_weights, iso_normal_loss, iso_sdf_loss, pca_normals
 from shared.isopoints import (
     IsoPoints,
-    bilateral_weights,
     extract,
     insertions,
-    iso_normal_loss,
-    iso_sdf_loss,
-    pca_normals,
     project,
     repulsion,
     resample,
@@ -30,10 +27,7 @@ from shared.isopoints import (
 HALF = torch.tensor([0.6, 0.4, 0.25])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    """A few hundred points are not worth a second one."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Analytic:

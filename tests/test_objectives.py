@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pointrecon.adapt import CLEAN, IGR_NEIGHBOURS, NEIGHBOURS, NOISE, NOISY_CELL, NOISY_NEIGHBOURS, adapt
-from pointrecon.config import Config, PullConfig
+from pointrecon.config import Config, LossConfig
 from pointrecon.objectives import direction_error, eikonal_error, gradient_error, off_surface_error
 from pointrecon.survey import Survey
 from pointrecon.trainer import Trainer
@@ -33,10 +33,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    """A few hundred points are not worth a second one."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def directions(count: int = 500) -> np.ndarray:
@@ -246,7 +243,7 @@ def test_weights_follow_from_the_objective_and_what_is_set_stays():
 def test_open_weights_are_refused(keys: dict):
     chosen = {"target": "nearest", "softness": 0.0, "plane": 0.3, "space": Schedule(0.3)}
     base = config()
-    closed = Config(field=base.field, queries=base.queries, loss=PullConfig(**chosen, **keys))
+    closed = Config(field=base.field, queries=base.queries, loss=LossConfig(**chosen, **keys))
     with pytest.raises(ValueError, match="objective"):
         Trainer(closed, 0.6 * directions(), CPU)
 

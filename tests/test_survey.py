@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pointrecon.adapt import CELL, NEIGHBOURS, NOISY_CELL, adapt
-from pointrecon.config import Config, PullConfig, QueryConfig
+from pointrecon.config import Config, LossConfig, QueryConfig
 from pointrecon.survey import Survey, stray, survey
 
 
@@ -53,7 +53,7 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     assert (noisy.loss.target, noisy.queries.neighbours) == ("origin", 30), "as wide as twice the noise"
     assert noisy.loss.softness == pytest.approx(0.02)
     assert clean.field.finest == round(2 / (CELL * 0.01)) and noisy.field.finest == round(2 / (NOISY_CELL * 0.01))
-    own = Config(queries=QueryConfig(neighbours=7), loss=PullConfig(target="nearest", softness=0.0))
+    own = Config(queries=QueryConfig(neighbours=7), loss=LossConfig(target="nearest", softness=0.0))
     own = adapt(own, Survey(0.01, 0.01, 30))
     assert (own.queries.neighbours, own.loss.target, own.loss.softness) == (7, "nearest", 0.0)
     assert adapt(noisy, Survey(0.01, 0.0, 0)) == noisy, "a run that is continued keeps what was chosen"
