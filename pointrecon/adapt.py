@@ -30,7 +30,7 @@ CLEAN = {
     "space": Schedule(0.15, 1.0, 0.2, 0.4),
 }
 NOISE = {"target": "origin", "bend": 0.001, "plane": 0.05, "space": Schedule(0.15, 1.0, 0.05, 0.4)}
-SOFTNESS = 2.0  # in standard deviations of the noise
+SOFTNESS = 1.5  # in standard deviations of the noise
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
 # cloud; for the others normals keep the tenth of the distances' weight that they have there.
 WEIGHTS: dict[str, dict[str, float]] = {

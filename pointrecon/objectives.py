@@ -12,8 +12,6 @@ from torch import Tensor
 from shared import ranks
 from shared.field import Geometry
 
-# Power of the cosine between the normals at both ends of a chord: what disagrees by 45 degrees counts a quarter.
-AGREE = 4
 # How fast SIREN's penalty of surface where there is no cloud falls with the distance.
 SHARPNESS = 100.0
 
@@ -58,12 +56,13 @@ def chord_error(
 
     A chord of a sphere is perpendicular to the sum of the normals at its ends, so that curvature costs nothing (the
     symmetric objective of Rusinkiewicz 2019). Pairs whose normals disagree lie across an edge or on two sides of a
-    thin part, and count less.
+    thin part, and count less: by the cosine. By its higher powers edges come out sharper, but then nothing pulls on
+    a wrong surface that fills a corner between thin parts, where the points within have no normals that agree.
     """
     here, there = (F.normalize(g.detach(), dim=1) for g in (geometry.gradient, target_gradient))
     cosine = (here * there).sum(dim=1)
     height = ((queries - targets) * (here + there)).sum(dim=1) / (1 + cosine).clamp_min(0.2)
-    return cosine.clamp_min(0) ** AGREE * (height - geometry.sdf)
+    return cosine.clamp_min(0) * (height - geometry.sdf)
 
 
 def soft_abs(error: Float[Tensor, " n"], softness: float) -> Float[Tensor, " n"]:

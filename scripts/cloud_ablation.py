@@ -29,10 +29,10 @@ from pointrecon.config import Config
 from pointrecon.surface import finished_mesh
 from pointrecon.survey import survey
 from pointrecon.trainer import Trainer
-from scripts.cloud_cases import KINDS, Kind, Points, as_it_is, load_truth, make_cloud
+from scripts.cloud_cases import KINDS, Kind, Points, as_it_is, load_truth, make_cloud, one_file
 from shared.config import read_config
 from shared.csv_table import read_table, write_table
-from shared.errors import UserError
+from shared.errors import UserError, main_guard
 from shared.field import Field
 from shared.geometry import fit_box
 from shared.levelset import parallelism
@@ -196,8 +196,8 @@ def mean(rows: list[dict[str, str]], column: str) -> str:
     return f"{np.mean(values):.4g}{missing}" if values else "–"
 
 
-def main() -> None:
-    """Make the rows that are missing and print the table."""
+def main() -> int:
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meshes", type=Path, required=True, help="folder of exact meshes, SHAPE.*")
     parser.add_argument("--out", type=Path, required=True, help="the table, .csv")
@@ -206,7 +206,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="seeds of clouds and fits (default %(default)s)")
     parser.add_argument("--only", help="groups, or GROUP/SETTING, by commas (default: all)")
     args = parser.parse_args()
-    truths = {name: load_truth(next(args.meshes.glob(f"{name}.*"))) for name in args.shapes.split(",")}
+    return main_guard(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make what is missing and print the table."""
+    truths = {name: load_truth(one_file(args.meshes, name)) for name in args.shapes.split(",")}
     rows = read_table(args.out)
     done = {tuple(row[column] for column in KEY) for row in rows}
     for seed in range(args.seeds):
@@ -223,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

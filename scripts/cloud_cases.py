@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from shared.errors import UserError
 from shared.mesh import Mesh
 from shared.metrics import compare_meshes, sample_surface
 from shared.report import diagonal
@@ -129,6 +130,14 @@ def best_poisson(points: Points, truth: Mesh, denoise: bool) -> dict[str, Any]:
         mesh = poisson(points, depth, neighbours, denoise)
         rows.append({**compare_meshes(mesh, truth), "setting": f"depth {depth}, k {neighbours}"})
     return min(rows, key=lambda row: row["chamfer_l1"])
+
+
+def one_file(folder: Path, name: str) -> Path:
+    """The file of that name with whatever ending. Raises UserError where there is none."""
+    found = sorted(folder.glob(f"{name}.*"))
+    if not found:
+        raise UserError(f"{folder}: has no {name}.*")
+    return found[0]
 
 
 def load_truth(path: Path) -> Mesh:

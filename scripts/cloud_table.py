@@ -4,9 +4,10 @@
     scripts/cloud_table.py MESHES --scans SCANS --out table.csv
     scripts/cloud_table.py MESHES --out table.csv --shapes armadillo --kinds 20k,2k --seeds 1 --steps 2000
 
-MESHES holds exact meshes; SCANS pairs of NAME_scan.ply and NAME_mesh.ply. Rows that the file holds already are not made
-again. Screened Poisson (pip install isopull[benchmark]) is the best of four settings by the exact mesh, a choice that
-no user can make, trimmed by distance; and once more with moving least squares before, which ours does without.
+MESHES holds exact meshes; SCANS pairs of NAME_scan.ply and NAME_mesh.ply. Figures that the file holds already are not
+measured again. Screened Poisson (pip install isopull[benchmark]) is the best of four settings by the exact mesh, a
+choice that no user can make, trimmed by distance; and once more with moving least squares before, which ours does
+without.
 """
 
 import argparse
@@ -25,16 +26,17 @@ import numpy as np
 
 from pointrecon.config import Config
 from pointrecon.fit import fit
-from scripts.cloud_cases import KINDS, Points, best_poisson, load_truth, make_cloud
+from scripts.cloud_cases import KINDS, Points, best_poisson, load_truth, make_cloud, one_file
 from shared.config import read_config
 from shared.csv_table import read_table, write_table
+from shared.errors import main_guard
 from shared.mesh import Mesh, component_count, is_watertight, load_mesh, volume
 from shared.metrics import compare_meshes
 from shared.pointcloud import read_cloud
 from shared.report import diagonal
 
 SHAPES = ("armadillo", "horse", "nefertiti", "fandisk")
-FIGURES = ("l1", "normals", "volume", "components", "seconds")
+KEY = ("shape", "kind", "seed")
 OTHERS = {"poisson": False, "smoothed": True}  # whether moving least squares come before
 
 
@@ -50,7 +52,7 @@ class Case(NamedTuple):
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     """Every cloud of the table, the first seed of all of them first."""
-    shapes = {name: load_truth(next(args.meshes.glob(f"{name}.*"))) for name in args.shapes.split(",") if name}
+    shapes = {name: load_truth(one_file(args.meshes, name)) for name in args.shapes.split(",") if name}
     for seed in range(args.seeds):
         for kind in args.kinds.split(","):
             for name, truth in shapes.items():
@@ -110,21 +112,35 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def _line(kind: str, shape: str, group: list[dict[str, str]]) -> str:
     def mean(column: str) -> float:
-        values = [float(row[column]) for row in group if row[column]]
+        values = [float(row[column]) for row in group if row.get(column)]
         return float(np.mean(values)) if values else float("nan")
 
-    parts = "/".join(sorted({row["components"] for row in group}))
+    parts = "/".join(sorted({row.get("components", "") for row in group}))
     figures = [str(len({row["seed"] for row in group})), f"{mean('l1'):.4f}", f"{mean('normals'):.4f}"]
     figures += [f"{mean('volume'):.3f}", parts, f"{mean('seconds'):.0f}"]
     for other in OTHERS:
         # Of a kind, the mean of the ratios: the shapes' errors differ in size.
-        ratio = np.mean([float(row["l1"]) / float(row[f"{other}_l1"]) for row in group])
+        both = [row for row in group if row.get("l1") and row.get(f"{other}_l1")]
+        ratio = np.mean([float(row["l1"]) / float(row[f"{other}_l1"]) for row in both]) if both else float("nan")
         figures += [f"{mean(f'{other}_l1'):.4f}", f"{mean(f'{other}_normals'):.4f}", f"{ratio:.3f}"]
     return f"| {kind} | {shape} | {' | '.join(figures)} |"
 
 
-def main() -> None:
-    """Make the rows that are missing and print the table."""
+def _filled(path: Path) -> list[dict[str, str]]:
+    """Rows of a table without their empty cells."""
+    return [{column: text for column, text in row.items() if text} for row in read_table(path)]
+
+
+def _key(row: dict[str, str] | Case) -> tuple[str, ...]:
+    return tuple(str(row[column] if isinstance(row, dict) else getattr(row, column)) for column in KEY)
+
+
+def _texts(figures: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{value:.5g}" if isinstance(value, float) else str(value) for name, value in figures.items()}
+
+
+def main() -> int:
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("meshes", type=Path, help="folder of exact meshes, SHAPE.*")
     parser.add_argument("--scans", type=Path, help="folder of NAME_scan.ply and NAME_mesh.ply")
@@ -132,19 +148,29 @@ def main() -> None:
     parser.add_argument("--shapes", default=",".join(SHAPES), help="which meshes (default %(default)s)")
     parser.add_argument("--kinds", default=",".join(KINDS), help="what is done to them (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of clouds and fits (default 3)")
+    parser.add_argument("--only", choices=("ours", "poisson"), help="figures of one alone; a later call adds the rest")
+    parser.add_argument("--poisson-of", type=Path, help="an older table: Poisson's figures are taken from it")
     parser.add_argument("--steps", type=int, help="steps of a fit (default: as `pointrecon fit`)")
     args = parser.parse_args()
+    return main_guard(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make what is missing and print the table."""
     overrides = [("train.steps", str(args.steps))] if args.steps else []
-    rows: list[dict[str, Any]] = list(read_table(args.out))
-    done = {(row["shape"], row["kind"], str(row["seed"])) for row in rows}
+    rows = {_key(row): row for row in _filled(args.out)}
+    for row in _filled(args.poisson_of) if args.poisson_of else []:
+        known = {column: text for column, text in row.items() if column.startswith((*KEY, *OTHERS))}
+        rows[_key(row)] = known | rows.get(_key(row), {})
     for case in cases(args):
-        if (case.shape, case.kind, str(case.seed)) not in done:
-            key = {"shape": case.shape, "kind": case.kind, "seed": str(case.seed)}
-            figures = {**ours(case, overrides), **theirs(case)}
-            rows.append(key | {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in figures.items()})
-            write_table(rows, args.out)
+        row = rows.setdefault(_key(case), dict(zip(KEY, _key(case))))
+        if args.only != "poisson" and not row.get("l1"):
+            row |= _texts(ours(case, overrides))
+        if args.only != "ours" and not row.get("poisson_l1"):
+            row |= _texts(theirs(case))
+        write_table([row for row in rows.values() if len(row) > len(KEY)], args.out)
     print(table(read_table(args.out)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -51,7 +51,7 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     clean, noisy = (adapt(Config(), Survey(0.01, noise, 30)) for noise in (0.0005, 0.01))
     assert (clean.loss.target, clean.loss.softness, clean.queries.neighbours) == ("nearest", 0.0, NEIGHBOURS)
     assert (noisy.loss.target, noisy.queries.neighbours) == ("origin", 30), "as wide as twice the noise"
-    assert noisy.loss.softness == pytest.approx(0.02)
+    assert noisy.loss.softness == pytest.approx(0.015)
     assert clean.field.finest == round(2 / (CELL * 0.01)) and noisy.field.finest == round(2 / (NOISY_CELL * 0.01))
     own = Config(queries=QueryConfig(neighbours=7), loss=LossConfig(target="nearest", softness=0.0))
     own = adapt(own, Survey(0.01, 0.01, 30))
