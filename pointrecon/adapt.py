@@ -30,6 +30,8 @@ CLEAN = {
     "space": Schedule(0.15, 1.0, 0.2, 0.4),
 }
 NOISE = {"target": "origin", "bend": 0.001, "plane": 0.05, "space": Schedule(0.15, 1.0, 0.05, 0.4)}
+# Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
+SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
 SOFTNESS = 1.5  # in standard deviations of the noise
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
 # cloud; for the others normals keep the tenth of the distances' weight that they have there.
@@ -58,6 +60,7 @@ def adapt(config: Config, found: Survey) -> Config:
         loss["bend"] = 0.0
     if objective == "igr":
         queries["neighbours"] = IGR_NEIGHBOURS
+    loss["normal"] = SIDES
     loss |= {name: Schedule(weight) for name, weight in WEIGHTS[objective].items()}
     config = replace(config, field=field, train=train)
     return replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))

@@ -10,10 +10,10 @@ from pointrecon.evaluate import evaluate
 from pointrecon.fit import fit
 from shared.cloud_formats import READERS
 from shared.config import read_config
-from shared.csv_table import write_table
+from shared.csv_table import read_table, write_table
 from shared.errors import UserError
 from shared.loop import one_budget
-from shared.mesh import load_mesh, save_mesh
+from shared.mesh import READABLE, load_mesh, save_mesh
 from shared.report import flatten
 
 
@@ -29,8 +29,11 @@ def fit_all(
     files = sorted(path for path in clouds.glob("*") if path.suffix.lower() in READERS) if clouds.is_dir() else []
     if not files:
         raise UserError(f"{clouds}: is no folder with point clouds; give one with {', '.join(READERS)} files")
+    if out.resolve() == clouds.resolve():
+        raise UserError(f"{out}: holds the clouds; give another folder for the surfaces")
     names = [path.stem if sum(p.stem == path.stem for p in files) == 1 else path.name for path in files]
-    rows: list[dict[str, Any]] = []
+    known = {row.get("name"): row for row in read_table(out / "metrics.csv")}
+    rows: dict[str, dict[str, Any]] = {name: known[name] for name in names if name in known}
     for number, (path, name) in enumerate(zip(files, names), 1):
         print(f"[{number}/{len(files)}] {path}")
         try:
@@ -38,12 +41,12 @@ def fit_all(
             if not _fitted(config, out, name):
                 return 130
             figures = evaluate(out / "runs" / name, _truth(path, truths))
-            rows.append({"name": name, "error": "", **flatten(figures)})
+            rows[name] = {"name": name, "error": "", **flatten(figures)}
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            rows.append({"name": name, "error": str(error)})
-        write_table(rows, out / "metrics.csv")
-    failed = sum(bool(row["error"]) for row in rows)
+            rows[name] = {"name": name, "error": str(error)}
+        write_table(list(rows.values()), out / "metrics.csv")
+    failed = sum(bool(row["error"]) for row in rows.values())
     print(f"{out / 'metrics.csv'}: {len(rows) - failed} of {len(rows)} clouds")
     return 2 if failed else 0
 
@@ -62,7 +65,8 @@ def _truth(cloud: Path, truths: Path | None) -> Path:
     """What to measure against. Raises UserError where a folder of truths has none for this cloud."""
     if truths is None:
         return cloud
-    found = sorted(truths.glob(f"{cloud.stem}.*"))
+    readable = {*READERS, *READABLE}
+    found = sorted(path for path in truths.glob("*") if path.stem == cloud.stem and path.suffix.lower() in readable)
     if not found:
         raise UserError(f"{truths}: has no {cloud.stem}.*; add the exact surface, or leave out --gt")
     return found[0]

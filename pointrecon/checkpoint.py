@@ -33,7 +33,8 @@ class LoadedRun:
 
     @torch.no_grad()
     def sdf(self, points: ArrayLike, chunk: int = 65536) -> NDArray[np.float64]:
-        """Signed distances (n,) of points (n, 3), both in the cloud's frame and units; negative inside.
+        """Signed distances (n,) of points (n, 3), both in the cloud's frame and units; negative inside, or, for a cloud
+        whose normals look inward, positive.
 
         Outside of the box around the cloud, whose longest side is 1.25 times the cloud's, they are extrapolated: the
         distance to the box is added to that of the nearest place in it.
@@ -42,7 +43,8 @@ class LoadedRun:
         inside = unit.clip(-1, 1)
         parts = torch.from_numpy(inside.astype(np.float32)).to(self.device).split(chunk)
         values = [np.empty(0), *(self.field.sdf(part).cpu().numpy().astype(np.float64) for part in parts)]
-        return (np.concatenate(values) + np.linalg.norm(unit - inside, axis=1)) * self.to_world.scale
+        beyond = np.linalg.norm(unit - inside, axis=1) * (-1 if self.config.field.inside_out else 1)
+        return (np.concatenate(values) + beyond) * self.to_world.scale
 
 
 def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:

@@ -53,7 +53,7 @@ def _add_outputs(commands: Any) -> None:
     """The commands that make something of a run."""
     mesh = commands.add_parser("mesh", help="extract the surface of a run again")
     mesh.add_argument("run", type=Path, help="folder of a run")
-    mesh.add_argument("--resolution", type=int, default=384, help="cells along an edge of the box (default 384)")
+    mesh.add_argument("--resolution", type=int, help="cells along an edge of the box (default: as fitted)")
     for name in ("trim", "smallest", "faces"):
         mesh.add_argument(f"--{name}", help=f"as `fit --{name}` (default: as fitted)")
     mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
@@ -95,13 +95,15 @@ def run_mesh(args: argparse.Namespace) -> None:
     from pointrecon.surface import cloud_of_run, finished_mesh
     from shared.mesh import save_mesh
 
-    if args.resolution < 8:
+    if args.resolution is not None and args.resolution < 8:
         raise UserError(f"--resolution {args.resolution}: too small; use 8 or more")
     run = load_run(args.run, args.device)
     out = args.out or run.folder / "mesh.ply"
-    asked = {name: getattr(args, name) for name in ("trim", "smallest", "faces")}
-    given = [(name, text) for name, text in asked.items() if text is not None]
-    config = read_config(Config, run.folder / "config.yaml", [*given, ("train.resolution", str(args.resolution))])
+    asked = {name: getattr(args, name) for name in ("trim", "smallest", "faces")} | {
+        "train.resolution": args.resolution
+    }
+    given = [(name, str(value)) for name, value in asked.items() if value is not None]
+    config = read_config(Config, run.folder / "config.yaml", given)
     mesh = finished_mesh(run.field, run.to_world, cloud_of_run(config), config, run.device)
     save_mesh(mesh, out)
     print(f"{out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces")

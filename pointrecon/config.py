@@ -41,7 +41,7 @@ class LossConfig:
     objective: str = key(
         "pull",
         "pull: queries arrive at the cloud along the gradient (Neural-Pull). siren, igr: the cloud's points are on the "
-        "surface and gradients have length 1, by the terms of these papers; they use the cloud's normals if it has any",
+        "surface and gradients have length 1, by the terms of these papers",
         choices=("pull", "siren", "igr"),
     )
     target: str = key(
@@ -86,8 +86,9 @@ class LossConfig:
     )
     normal: Schedule | None = key(
         None,
-        "siren, igr: gradients at the cloud's points are its normals, if it has any; none: as the objective's paper, "
-        "100 or 1; 0: normals stay unused",
+        "gradients at the cloud's points, or, for pull, around them, are along its normals, if it has any that agree; "
+        "none: as the objective's paper, 100 for siren, 1 for igr, and for pull [0.1, 0.01, 0, 0.3], which settles the "
+        "sides; 0: normals stay unused",
         minimum=0.0,
     )
     off_surface: Schedule | None = key(

@@ -4,11 +4,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pointrecon.adapt import adapt
 from pointrecon.checkpoint import KIND
 from pointrecon.config import MINUTES, Config
+from pointrecon.orientation import consistent, looks_inward
 from pointrecon.surface import finished_mesh, load_cloud
 from pointrecon.survey import survey
 from pointrecon.trainer import Trainer
@@ -17,6 +20,7 @@ from shared.geometry import fit_box
 from shared.loop import fit as run_loop
 from shared.loop import restore, use_threads, warm_up, warn_if_short, with_length
 from shared.mesh import save_mesh
+from shared.pointcloud import PointCloud
 from shared.ranks import is_first
 from shared.run_folder import check_run, open_run
 from shared.runtime import Budget, choose_device
@@ -39,8 +43,11 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     points = to_world.to_unit(cloud.points)
     found = survey(points)
     print(f"points {found.spacing * to_world.scale:.3g} apart, noise {found.noise * to_world.scale:.2g}")
+    normals = trusted_normals(cloud, config)
+    if normals is not None:
+        config = replace(config, field=replace(config.field, inside_out=looks_inward(points, normals)))
     config = adapt(config, found)
-    trainer = Trainer(config, points, device, cloud.normals)
+    trainer = Trainer(config, points, device, normals)
     warm_up(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
     run = open_run(out, resume)
@@ -60,3 +67,13 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
         warn_if_short(budget.steps, ENOUGH)
     run.close()
     return finished
+
+
+def trusted_normals(cloud: PointCloud, config: Config) -> NDArray[np.float64] | None:
+    """The cloud's normals if it has any that agree and the config wants them, with a word about it."""
+    unwanted = config.loss.normal is not None and not any(config.loss.normal.values)
+    if cloud.normals is None or unwanted:
+        return None
+    trusted = consistent(cloud.points, cloud.normals)
+    print("normals: used" if trusted else "normals: not used, they look to both sides of the surface")
+    return cloud.normals if trusted else None

@@ -55,7 +55,8 @@ def finished_mesh(
     field: Field, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
 ) -> Mesh:
     """The surface in the cloud's frame as the config asks for; without a cloud neither cut nor coloured."""
-    mesh = keep_components(field_mesh(field, to_world, config.train.resolution, device), config.smallest)
+    mesh = field_mesh(field, to_world, config.train.resolution, device, config.field.inside_out)
+    mesh = keep_components(mesh, config.smallest)
     if cloud is not None:
         mesh = keep_components(trim(mesh, cloud.points, config.trim), config.smallest)
     if config.faces is not None:
@@ -65,14 +66,18 @@ def finished_mesh(
     return mesh
 
 
-def field_mesh(field: Field, to_world: Similarity, resolution: int, device: torch.device) -> Mesh:
-    """The zero level set in the cloud's frame, with vertex normals."""
+def field_mesh(
+    field: Field, to_world: Similarity, resolution: int, device: torch.device, inside_out: bool = False
+) -> Mesh:
+    """The zero level set in the cloud's frame, with vertex normals; inside_out: of a field that is negative outside."""
 
     def sdf(x: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         with torch.no_grad():
-            return field.sdf(x)
+            return -field.sdf(x) if inside_out else field.sdf(x)
 
     mesh = extract_mesh(sdf, resolution, device=device)
+    if inside_out:  # the border of the box would be surface, were it not outside
+        mesh = replace(mesh, faces=mesh.faces[:, ::-1])
     normals = [np.empty((0, 3))]
     for x in torch.from_numpy(mesh.vertices.astype(np.float32)).to(device).split(65536):
         with torch.no_grad():

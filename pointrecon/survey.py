@@ -54,6 +54,8 @@ def noise(points: Points, tree: cKDTree) -> float:
     """
     some = points[:: max(1, len(points) // SAMPLE)]
     sizes = [k for k in SIZES if 8 * k <= len(points)]
+    if len(sizes) < 2:  # a plane through a quarter of the points tells of the shape, not of noise
+        return 0.0
     distance, index = tree.query(some, k=sizes[-1], workers=torch.get_num_threads())
     radius = np.array([np.median(distance[:, k - 1]) for k in sizes])
     variance = np.array([np.median(plane_variances(points[index[:, :k]])[:, 0]) * k / (k - 3) for k in sizes])

@@ -116,10 +116,8 @@ class Trainer:
         near, squared = batch.near, self.config.loss.squared
         around, beyond = _part(geometry, slice(near)), _part(geometry, slice(near, None))
         at_origin = cache(lambda: self._gradient(batch.origin, progress))  # asked for once, if at all
-        error = self._near_error(batch, around, progress, at_origin)
-        if self.iso.ready:
-            error = error * self.iso.trust(batch.rows, at_origin())
-        terms = {"pull": part_of_mean(error, near)}
+        trust = self.iso.trust(batch.rows, at_origin()) if self.iso.ready else torch.ones_like(around.sdf)
+        terms = {"pull": part_of_mean(trust * self._near_error(batch, around, progress, at_origin), near)}
         if self.queries.space_share > 0:
             x, nearest = batch.x[near:], batch.nearest[near:]
             error = pull_loss(pull(x, beyond.sdf, beyond.gradient), nearest, squared)
@@ -129,6 +127,9 @@ class Trainer:
             terms["space"] = part_of_mean(error, len(error))
         if self._weight("eikonal", progress) > 0:
             terms["eikonal"] = part_of_mean(eikonal_error(geometry.gradient).square(), len(batch.x))
+        if self.normals is not None and self._weight("normal", progress) > 0:
+            # Level sets are alike: what the point has, its queries should have, too.
+            terms["normal"] = part_of_mean(trust * direction_error(around.gradient, self.normals[batch.rows]), near)
         return terms
 
     def _near_error(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Depth frames with known cameras to one coloured point cloud, as `pointrecon fit` takes it.
+"""Depth frames with known cameras to one coloured point cloud with normals, as `pointrecon fit` takes it.
 
     scripts/fuse_depth.py FOLDER --out cloud.ply
     scripts/fuse_depth.py FOLDER --out cloud.ply --every 4 --stride 2 --far 3
@@ -33,6 +33,7 @@ Array = NDArray[np.float64]
 NONE = 65535  # a depth that says there is none, as 0 does
 # Neighbouring depths that differ by more than this share are of two surfaces, and those between of neither.
 JUMP = 0.03
+WINDOW = 7  # pixels along an edge of what a plane is put through for a normal
 
 
 class ColorCamera(NamedTuple):
@@ -41,6 +42,14 @@ class ColorCamera(NamedTuple):
 
     focal: float | None = None
     right: float = 0.0
+
+
+class Cloud(NamedTuple):
+    """Points (n, 3), unit normals (n, 3) that look to the camera, RGB (n, 3)."""
+
+    points: Array
+    normals: Array
+    colors: NDArray[np.uint8]
 
 
 class Frame(NamedTuple):
@@ -53,8 +62,8 @@ class Frame(NamedTuple):
 
 def fuse(
     folder: Path, every: int = 1, stride: int = 4, far: float = 4.0, camera: ColorCamera | None = None
-) -> tuple[Array, NDArray[np.uint8], int]:
-    """Points (n, 3) in the world, their colours (n, 3), and of how many frames they are.
+) -> tuple[Cloud, int]:
+    """The cloud in the world, and of how many frames it is.
 
     Every `every`-th frame and of it every `stride`-th pixel of every `stride`-th row, up to `far` metres away. Frames
     without pose or colours are named and left out. Raises UserError for a folder without frames or points.
@@ -68,10 +77,9 @@ def fuse(
     if not np.linalg.det(intrinsics) > 0:
         raise UserError(f"{folder / 'camera-intrinsics.txt'}: is no camera; write fx 0 cx, 0 fy cy, 0 0 1")
     parts = [frame_points(frame, intrinsics, stride, far, camera or ColorCamera()) for frame in frames(folder, names)]
-    if not sum(len(points) for points, _ in parts):
+    if not sum(len(part.points) for part in parts):
         raise UserError(f"{folder}: no frame gave a point; raise --far, or check depths, poses and colours")
-    points, colors = (np.concatenate(columns) for columns in zip(*parts))
-    return points, colors, len(parts)
+    return Cloud(*(np.concatenate(columns) for columns in zip(*parts))), len(parts)
 
 
 def frames(folder: Path, names: list[str]) -> Iterator[Frame]:
@@ -111,14 +119,31 @@ def read_matrix(path: Path, size: int) -> Array:
     return matrix
 
 
-def frame_points(
-    frame: Frame, intrinsics: Array, stride: int, far: float, camera: ColorCamera
-) -> tuple[Array, NDArray[np.uint8]]:
-    """Points (n, 3) of a frame in the world and their colours (n, 3), but for what the colour camera does not see."""
+def frame_points(frame: Frame, intrinsics: Array, stride: int, far: float, camera: ColorCamera) -> Cloud:
+    """What a frame shows of the world, but for what the colour camera does not see."""
     row, column = (index * stride for index in np.nonzero(steady(frame.depth, far)[::stride, ::stride]))
     points = unproject(frame.depth[row, column], row, column, intrinsics)
+    normals = window_normals(frame.depth, row, column, intrinsics)
     row, column, seen = color_pixels(points, intrinsics, camera, frame.image.shape[:2])
-    return points[seen] @ frame.pose[:3, :3].T + frame.pose[:3, 3], frame.image[row[seen], column[seen]]
+    turn, place = frame.pose[:3, :3].T, frame.pose[:3, 3]
+    return Cloud(points[seen] @ turn + place, normals[seen] @ turn, frame.image[row[seen], column[seen]])
+
+
+def window_normals(depth: Array, row: NDArray[np.int64], column: NDArray[np.int64], intrinsics: Array) -> Array:
+    """Unit normals (n, 3) on the camera's side, in its frame: of the planes through what lies around the pixels, in
+    windows of WINDOW pixels, and at about their own depth."""
+    reach = np.arange(WINDOW) - WINDOW // 2
+    rows, columns = (index[:, None] + offset.ravel() for index, offset in zip((row, column), np.meshgrid(reach, reach)))
+    inside = (rows >= 0) & (rows < depth.shape[0]) & (columns >= 0) & (columns < depth.shape[1])
+    around = np.where(inside, depth[rows.clip(0, depth.shape[0] - 1), columns.clip(0, depth.shape[1] - 1)], 0)
+    own = depth[row, column]
+    share = np.abs(around - own[:, None]) <= JUMP * own[:, None]
+    share = (share / share.sum(axis=1, keepdims=True))[..., None]
+    points = unproject(around.ravel(), rows.ravel(), columns.ravel(), intrinsics).reshape(*around.shape, 3)
+    apart = points - (share * points).sum(axis=1, keepdims=True)
+    normals = np.linalg.eigh(np.einsum("nka,nkb->nab", share * apart, apart))[1][:, :, 0]
+    away = (normals * unproject(own, row, column, intrinsics)).sum(axis=1, keepdims=True) > 0
+    return np.where(away, -normals, normals)
 
 
 def steady(depth: Array, far: float) -> NDArray[np.bool_]:
@@ -154,9 +179,9 @@ def run(args: argparse.Namespace) -> None:
     if args.out.suffix.lower() != ".ply":
         raise UserError(f"{args.out}: clouds are written as .ply; change --out")
     camera = ColorCamera(args.color_focal, args.color_right)
-    points, colors, count = fuse(args.folder, args.every, args.stride, args.far, camera)
-    save_points(points, None, args.out, colors)
-    print(f"{args.out}: {len(points):,} points of {count} frames")
+    cloud, count = fuse(args.folder, args.every, args.stride, args.far, camera)
+    save_points(cloud.points, cloud.normals, args.out, cloud.colors)
+    print(f"{args.out}: {len(cloud.points):,} points of {count} frames")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -108,4 +108,5 @@ def test_a_folder_of_clouds_survives_a_bad_one_and_goes_on(cloud: Path, tmp_path
     assert (out / "runs" / "a" / "mesh.ply").stat().st_mtime_ns == before, "what is done stays"
     assert (out / "b.ply").is_file()
     assert main(["batch", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert main(["batch", str(clouds), "--out", str(clouds)]) == 2, "surfaces would be clouds the next time"
     assert "nowhere" in capsys.readouterr().err

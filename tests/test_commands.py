@@ -17,7 +17,7 @@ import mvrecon.commands
 import pointrecon.commands
 from scripts.make_scene import make_tiny_scene
 from shared.checkpoint import latest_checkpoint
-from shared.mesh import Mesh, load_mesh, save_mesh
+from shared.mesh import Mesh, load_mesh, save_mesh, volume
 
 
 def flags(**values: object) -> list[str]:
@@ -209,6 +209,22 @@ def test_pointrecon_from_cloud_to_figures(cloud: Path, tmp_path: Path) -> None:
     assert pointrecon.commands.main(["eval", str(run), "--gt", str(cloud)]) == 0
     assert json.loads((run / "eval.json").read_text())["points_to_surface"]["mean"] < 0.25
     assert pointrecon.commands.main(["eval", str(tmp_path / "m.stl"), "--gt", str(run / "mesh.ply")]) == 0
+
+
+@pytest.mark.parametrize("sign, word", [(1, "normals: used"), (-1, "normals: used"), (0, "not used")])
+def test_the_surface_faces_where_trusted_normals_do(sign: int, word: str, cloud: Path, tmp_path: Path, capsys) -> None:
+    points = np.loadtxt(cloud)
+    side = np.random.default_rng(1).choice([-1, 1], size=(len(points), 1)) if sign == 0 else sign
+    path, run = tmp_path / "ball.xyz", tmp_path / "run"
+    np.savetxt(path, np.concatenate([points, side * (points - [100.0, -20.0, 7.0]) / 5], axis=1))
+    assert fit(path, run, "--train.steps", "200") == 0
+    assert word in capsys.readouterr().out
+    expected = 4 / 3 * np.pi * 5.0**3 * (sign or 1)
+    assert volume(load_mesh(run / "mesh.ply")) == pytest.approx(expected, rel=0.1)
+    far = pointrecon.load(run).sdf([[100.0, -20.0, 7.0], [500.0, -20.0, 7.0]])
+    assert (sign or 1) * far[0] < -2 and (sign or 1) * far[1] > 300
+    assert fit(path, tmp_path / "other", "--train.steps", "1", "--loss.normal", "0") == 0
+    assert "used" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("backbone", ["mlp", "siren"])

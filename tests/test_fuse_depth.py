@@ -68,9 +68,10 @@ def sphere(tmp_path_factory):
 
 
 def test_points_lie_on_the_sphere_from_all_sides(sphere):
-    points, colors, count = fuse(sphere, stride=1)
+    (points, normals, colors), count = fuse(sphere, stride=1)
     assert count == 3 and len(points) == len(colors) > 3000
     assert np.abs(np.linalg.norm(points, axis=1) - 1).max() < 2e-3, "depths are whole millimetres"
+    assert np.percentile((normals * points).sum(axis=1), 1) > 0.95, "outward, where depths are not smoothed over a rim"
     assert (np.abs(colors.astype(int) - colors_of(points)) <= 1).all(), "the rounding of a depth, at most"
     for eye in EYES:
         assert (points @ eye / np.linalg.norm(eye)).max() > 0.98
@@ -79,9 +80,9 @@ def test_points_lie_on_the_sphere_from_all_sides(sphere):
 @pytest.mark.parametrize("focal, right", [(70.0, 0.0), (80.0, 0.05), (70.0, -0.08)])
 def test_colours_of_a_camera_beside_the_depths(tmp_path, focal, right):
     make_sphere(tmp_path, focal, right)
-    points, colors, _ = fuse(tmp_path, stride=1, camera=ColorCamera(focal, right))
+    (points, _, colors), _ = fuse(tmp_path, stride=1, camera=ColorCamera(focal, right))
     apart = np.abs(colors.astype(int) - colors_of(points)).mean()
-    _, naive, _ = fuse(tmp_path, stride=1)
+    naive = fuse(tmp_path, stride=1)[0].colors
     assert apart < 2 and np.abs(naive.astype(int) - colors_of(points)).mean() > 2 * apart
 
 
@@ -93,11 +94,23 @@ def test_a_tilted_plane_is_flat_whatever_is_skipped(tmp_path):
     np.savetxt(tmp_path / "camera-intrinsics.txt", INTRINSICS)
     for name in "abcde":
         write_frame(tmp_path, name, np.rint(1000 * depth).astype(np.uint16), image, np.eye(4))
-    points, colors, count = fuse(tmp_path, every=2, stride=3)
+    (points, normals, colors), count = fuse(tmp_path, every=2, stride=3)
     assert count == 3 and len(points) == 3 * (HEIGHT // 3) * (WIDTH // 3)
     assert np.abs(points[:, 2] - 2 - 0.5 * points[:, 0]).max() < 1e-3 and (colors == [9, 8, 7]).all()
-    near, _, _ = fuse(tmp_path, far=2.0)
+    np.testing.assert_allclose(normals, np.broadcast_to([0.5, 0, -1] / np.sqrt(1.25), normals.shape), atol=0.02)
+    near = fuse(tmp_path, far=2.0)[0].points
     assert near[:, 2].max() <= 2 < points[:, 2].max()
+
+
+def test_normals_beside_a_jump_are_those_of_their_own_side(tmp_path):
+    """A box before a wall, both facing the camera."""
+    depth = np.full((HEIGHT, WIDTH), 2000, np.uint16)
+    depth[20:40, 30:60] = 1500
+    np.savetxt(tmp_path / "camera-intrinsics.txt", INTRINSICS)
+    write_frame(tmp_path, "a", depth, np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.eye(4))
+    (points, normals, _), _ = fuse(tmp_path, stride=1)
+    assert set(points[:, 2]) == {1.5, 2.0}
+    np.testing.assert_allclose(normals, np.broadcast_to([0.0, 0, -1], normals.shape), atol=1e-6)
 
 
 def test_edges_are_dropped_on_both_sides_and_slopes_are_not():
@@ -120,18 +133,19 @@ def test_the_command_writes_what_fit_reads(sphere, tmp_path, capsys):
     assert cloud.colors is not None and not any(cloud.dropped.values())
     assert f"{len(cloud):,} points of 3 frames" in capsys.readouterr().out
     assert survey(cloud.points).noise < 2e-3
-    points, colors, _ = fuse(sphere, stride=2)
-    np.testing.assert_array_equal(cloud.points, points)
-    np.testing.assert_array_equal(cloud.colors, colors)
+    fused, _ = fuse(sphere, stride=2)
+    np.testing.assert_array_equal(cloud.points, fused.points)
+    np.testing.assert_array_equal(cloud.colors, fused.colors)
+    np.testing.assert_allclose(cloud.normals, fused.normals, atol=1e-6)
 
 
 def test_frames_that_are_not_whole_are_named_and_left_out(tmp_path, capsys):
     make_sphere(tmp_path)
     (tmp_path / "frame-000001.pose.txt").unlink()
-    assert fuse(tmp_path)[2] == 2
+    assert fuse(tmp_path)[1] == 2
     assert "frame-000001: has no pose" in capsys.readouterr().err
     (tmp_path / "frame-000000.color.png").unlink()
-    assert fuse(tmp_path)[2] == 1
+    assert fuse(tmp_path)[1] == 1
     assert "frame-000000: has no colours" in capsys.readouterr().err
     np.savetxt(tmp_path / "frame-000002.pose.txt", np.full((4, 4), -np.inf))
     with pytest.raises(UserError, match="no frame gave a point"):
@@ -173,7 +187,7 @@ def test_distant_frames_of_a_kitchen_agree(data_root: Path, tmp_path: Path):
         for path in (data_root / "kitchen_rgbd").glob(f"frame-{number:06d}.*"):
             copy(path, folder)
         copy(data_root / "kitchen_rgbd" / "camera-intrinsics.txt", folder)
-        clouds.append(fuse(folder, stride=4)[0])
+        clouds.append(fuse(folder, stride=4)[0].points)
     apart = cKDTree(clouds[0]).query(clouds[1])[0]
     common = apart < 0.1
     assert common.mean() > 0.3 and np.median(apart[common]) < 0.02

@@ -117,6 +117,8 @@ def loops(fit: Trainer, progress: float) -> dict[str, float]:
             apart = float((x - f * gradient / length - nearest).norm())
             add("space" if in_space else "pull", apart)
             add("eikonal", (length - 1) ** 2)
+            if normal is not None and not in_space:
+                add("normal", 1 - float(gradient @ normal) / length)
         if loss.objective != "pull" and not in_space:
             assert torch.equal(origin, torch.from_numpy(queries.points[row]))
             add("surface", abs(at_f))
@@ -138,7 +140,8 @@ def loops(fit: Trainer, progress: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("objective", "normals", "weights"),
     [
-        ("pull", True, {"pull": 1, "space": 1, "eikonal": 0.1}),
+        ("pull", False, {"pull": 1, "space": 1, "eikonal": 0.1}),
+        ("pull", True, {"pull": 1, "space": 1, "eikonal": 0.1, "normal": 0.01}),
         ("siren", False, {"surface": 1000, "off_surface": 50, "eikonal": 100}),
         ("siren", True, {"surface": 1000, "normal": 100, "off_surface": 50, "eikonal": 100}),
         ("igr", False, {"surface": 1, "eikonal": 0.1}),

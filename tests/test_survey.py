@@ -28,6 +28,12 @@ def test_curvature_is_not_noise() -> None:
         assert found.noise < 0.2 * found.spacing
 
 
+@pytest.mark.parametrize("count", [50, 63, 64, 100, 127, 128])
+def test_the_smallest_clouds_have_a_spacing(count: int) -> None:
+    found = survey(sphere(count))
+    assert 0.05 < found.spacing < 0.5 and 0 <= found.noise < found.spacing
+
+
 def test_strays_are_found() -> None:
     anywhere = np.random.default_rng(3).uniform(-1, 1, (500, 3))
     found = stray(np.concatenate([sphere(10_000), anywhere]))
