@@ -22,6 +22,11 @@ NEIGHBOURS, NOISY_NEIGHBOURS, IGR_NEIGHBOURS = 4, 12, 50
 # Queries from all of space; SIREN has as many places off the surface as on it.
 SPACE_SHARE, SIREN_SPACE_SHARE = 0.1, 0.5
 FINEST = 1024
+# Entries of a table by the square of the finest cells along an edge: a surface has some two corners for each of these,
+# and corners that share a hashed entry blur each other. No more than fit a processor's cache.
+ENTRIES, MOST_ENTRIES = 10, 19
+# Cells along an edge of the box for the mesh, by those of the finest level; at least and at most.
+MESH_CELLS, MESH_RANGE = 2.5, (384, 512)
 CLEAN = {
     "target": "nearest",
     "softness": 0.0,
@@ -45,13 +50,7 @@ WEIGHTS: dict[str, dict[str, float]] = {
 def adapt(config: Config, found: Survey) -> Config:
     """The config with everything chosen that it leaves open; `found` of the cloud in field space."""
     noisy = found.noise > NOISY * found.spacing
-    train, field = config.train, config.field
-    if train.cell is None:
-        cell = max(NOISY_CELL, CELL_OF_NOISE * found.noise / found.spacing) if noisy else CELL
-        train = replace(train, cell=round(cell, 3))
-    if train.cell:
-        finest = round(2 / (train.cell * found.spacing))
-        field = replace(field, finest=int(np.clip(finest, 4 * field.base, FINEST)))
+    config = _with_cells(config, found, noisy)
     objective = config.loss.objective
     queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
     queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS
@@ -62,8 +61,23 @@ def adapt(config: Config, found: Survey) -> Config:
         queries["neighbours"] = IGR_NEIGHBOURS
     loss["normal"] = SIDES
     loss |= {name: Schedule(weight) for name, weight in WEIGHTS[objective].items()}
-    config = replace(config, field=field, train=train)
     return replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
+
+
+def _with_cells(config: Config, found: Survey, noisy: bool) -> Config:
+    """With cells, tables for them, and a mesh that shows them."""
+    train, field = config.train, config.field
+    if train.cell is None:
+        cell = max(NOISY_CELL, CELL_OF_NOISE * found.noise / found.spacing) if noisy else CELL
+        train = replace(train, cell=round(cell, 3))
+    if train.cell:
+        finest = round(2 / (train.cell * found.spacing))
+        finest = int(np.clip(finest, 4 * field.base, FINEST))
+        needed = min(int(np.ceil(np.log2(ENTRIES * finest**2))), MOST_ENTRIES)
+        field = replace(field, finest=finest, log2_entries=max(field.log2_entries, needed))
+    if train.resolution is None:
+        train = replace(train, resolution=int(np.clip(round(MESH_CELLS * field.finest), *MESH_RANGE)))
+    return replace(config, field=field, train=train)
 
 
 def _filled(section: Section, chosen: dict[str, Any]) -> Section:

@@ -152,11 +152,14 @@ class FitConfig:
     steps: int | None = key(None, "length of the run in steps", minimum=1)
     cell: float | None = key(
         None,
-        "finest cell in spacings of the cloud, sets field.finest; 0 keeps that; none: as the cloud's noise asks",
+        "finest cell in spacings of the cloud, sets field.finest, and field.log2_entries if that is too small for it; "
+        "0 keeps both; none: as the cloud's noise asks",
         minimum=0.0,
     )
     save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
-    resolution: int = key(384, "cells along an edge of the box for mesh.ply", minimum=8)
+    resolution: int | None = key(
+        None, "cells along an edge of the box for mesh.ply; none: 384, or up to 512 for fine clouds", minimum=8
+    )
     seed: int = key(0, "seed of everything random", minimum=0, maximum=2**63 - 1)
     threads: int = key(0, "CPU threads; 0 means all cores", minimum=0)
 

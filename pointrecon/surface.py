@@ -55,6 +55,8 @@ def finished_mesh(
     field: Field, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
 ) -> Mesh:
     """The surface in the cloud's frame as the config asks for; without a cloud neither cut nor coloured."""
+    if config.train.resolution is None:
+        raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
     mesh = field_mesh(field, to_world, config.train.resolution, device, config.field.inside_out)
     mesh = keep_components(mesh, config.smallest)
     if cloud is not None:

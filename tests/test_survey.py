@@ -63,3 +63,10 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     own = adapt(own, Survey(0.01, 0.01, 30))
     assert (own.queries.neighbours, own.loss.target, own.loss.softness) == (7, "nearest", 0.0)
     assert adapt(noisy, Survey(0.01, 0.0, 0)) == noisy, "a run that is continued keeps what was chosen"
+
+
+def test_fine_clouds_get_larger_tables_and_finer_meshes() -> None:
+    coarse, fine = (adapt(Config(), Survey(spacing, 0.0, 0)) for spacing in (0.02, 0.003))
+    assert (coarse.field.log2_entries, coarse.train.resolution) == (Config().field.log2_entries, 384)
+    assert fine.field.finest == round(2 / (CELL * 0.003))
+    assert 2**fine.field.log2_entries >= 4 * fine.field.finest**2 and fine.train.resolution == 512
