@@ -30,6 +30,7 @@ from pointrecon.surface import finished_mesh
 from pointrecon.survey import survey
 from pointrecon.trainer import Trainer
 from scripts.cloud_cases import KINDS, Kind, Points, as_it_is, load_truth, make_cloud, one_file
+from shared.command_line import Parser
 from shared.config import read_config
 from shared.csv_table import read_table, write_table
 from shared.errors import UserError, main_guard
@@ -117,14 +118,14 @@ def neural_pull(steps: int) -> Iterator[Setting]:
 
 
 def chosen(every: list[Setting], only: str | None) -> list[Setting]:
-    """Those of the groups, or the GROUP/SETTING, that `only` lists by commas. Ends the program for others."""
+    """Those of the groups, or the GROUP/SETTING, that `only` lists by commas. Raises UserError for others."""
     if only is None:
         return every
     wanted = [word.strip() for word in only.split(",")]
     known = {word for s in every for word in (s.group, f"{s.group}/{s.name}")}
     for word in wanted:
         if word not in known:
-            raise SystemExit(f"error: --only {word}: is not one of {', '.join(sorted(known))}")
+            raise UserError(f"--only {word}: is not one of {', '.join(sorted(known))}")
     return [s for s in every if s.group in wanted or f"{s.group}/{s.name}" in wanted]
 
 
@@ -198,15 +199,16 @@ def mean(rows: list[dict[str, str]], column: str) -> str:
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meshes", type=Path, required=True, help="folder of exact meshes, SHAPE.*")
     parser.add_argument("--out", type=Path, required=True, help="the table, .csv")
     parser.add_argument("--shapes", default="armadillo,fandisk", help="which meshes (default %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="steps of a fit (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of clouds and fits (default %(default)s)")
     parser.add_argument("--only", help="groups, or GROUP/SETTING, by commas (default: all)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args()
-    return main_guard(lambda: run(args))
+    return main_guard(lambda: run(args), debug=args.debug)
 
 
 def run(args: argparse.Namespace) -> None:

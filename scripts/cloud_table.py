@@ -27,9 +27,10 @@ import numpy as np
 from pointrecon.config import Config
 from pointrecon.fit import fit
 from scripts.cloud_cases import KINDS, Points, best_poisson, load_truth, make_cloud, one_file
+from shared.command_line import Parser
 from shared.config import read_config
 from shared.csv_table import read_table, write_table
-from shared.errors import main_guard
+from shared.errors import UserError, main_guard
 from shared.mesh import Mesh, component_count, is_watertight, load_mesh, volume
 from shared.metrics import compare_meshes
 from shared.pointcloud import read_cloud
@@ -52,6 +53,9 @@ class Case(NamedTuple):
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     """Every cloud of the table, the first seed of all of them first."""
+    unknown = [kind for kind in args.kinds.split(",") if kind not in KINDS]
+    if unknown:
+        raise UserError(f"--kinds {','.join(unknown)}: not one of {', '.join(KINDS)}")
     shapes = {name: load_truth(one_file(args.meshes, name)) for name in args.shapes.split(",") if name}
     for seed in range(args.seeds):
         for kind in args.kinds.split(","):
@@ -68,7 +72,9 @@ def ours(case: Case, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         cloud, run = Path(folder) / "cloud.npy", Path(folder) / "run"
         np.save(cloud, case.points)
-        fit(read_config(Config, None, [("cloud", str(cloud)), ("train.seed", str(case.seed)), *overrides]), run)
+        config = read_config(Config, None, [("cloud", str(cloud)), ("train.seed", str(case.seed)), *overrides])
+        if not fit(config, run):
+            raise KeyboardInterrupt
         mesh = load_mesh(run / "mesh.ply")
     seconds = time.monotonic() - began
     figures = compare_meshes(mesh, case.truth, seed=case.seed)
@@ -141,7 +147,7 @@ def _texts(figures: dict[str, Any]) -> dict[str, str]:
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("meshes", type=Path, help="folder of exact meshes, SHAPE.*")
     parser.add_argument("--scans", type=Path, help="folder of NAME_scan.ply and NAME_mesh.ply")
     parser.add_argument("--out", type=Path, required=True, help="the table, .csv")
@@ -150,9 +156,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of clouds and fits (default 3)")
     parser.add_argument("--only", choices=("ours", "poisson"), help="figures of one alone; a later call adds the rest")
     parser.add_argument("--poisson-of", type=Path, help="an older table: Poisson's figures are taken from it")
-    parser.add_argument("--steps", type=int, help="steps of a fit (default: as `pointrecon fit`)")
+    parser.add_argument("--steps", type=int, help="steps of a fit (default: as `pointrecon fit`); another --out, then")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args()
-    return main_guard(lambda: run(args))
+    return main_guard(lambda: run(args), debug=args.debug)
 
 
 def run(args: argparse.Namespace) -> None:
