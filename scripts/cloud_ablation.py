@@ -67,8 +67,8 @@ def settings(steps: int) -> list[Setting]:
 
 
 def parts(steps: int) -> Iterator[Setting]:
-    """Alignment and iso-points, on and off; these after a fifth of a short run."""
-    warmup = str(min(ISO_WARMUP, steps // 5))
+    """Alignment and iso-points, on and off; these after a fifth of a short run, and anew every twentieth of it."""
+    iso = {"loss.iso_warmup": str(min(ISO_WARMUP, steps // 5)), "loss.iso_every": str(max(steps // 20, 1))}
     extras: dict[str, tuple[str, ...]] = {
         "": (),
         " + alignment": ("loss.alignment",),
@@ -78,7 +78,7 @@ def parts(steps: int) -> Iterator[Setting]:
     for objective, weight in ALIGNMENT.items():
         values = {"loss.alignment": weight, "loss.iso_points": str(ISO_POINTS)}
         for name, wanted in extras.items():
-            keys = {"loss.objective": objective, "loss.iso_warmup": warmup, **{key: values[key] for key in wanted}}
+            keys = {"loss.objective": objective, **iso, **{key: values[key] for key in wanted}}
             yield Setting("parts", objective + name, ("20k", "20k-noise0.5", "2k"), keys)
 
 
