@@ -39,9 +39,9 @@ NOISE = {"target": "origin", "bend": 0.001, "plane": 0.05, "space": Schedule(0.1
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
 SOFTNESS = 1.5  # in standard deviations of the noise
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
-# cloud; for the others normals keep the tenth of the distances' weight that they have there.
+# cloud, and normals a tenth of it; a pull, whose surface moves more in a step, is held back by all but a little.
 WEIGHTS: dict[str, dict[str, float]] = {
-    "pull": {"eikonal": 0, "iso_sdf": 1, "iso_normal": 0.1},
+    "pull": {"eikonal": 0, "iso_sdf": 0.02, "iso_normal": 0.002},
     "siren": {"surface": 1000, "normal": 100, "off_surface": 50, "eikonal": 100, "iso_sdf": 1000, "iso_normal": 100},
     "igr": {"surface": 1, "normal": 1, "eikonal": 0.1, "iso_sdf": 1, "iso_normal": 0.1},
 }

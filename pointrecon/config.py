@@ -136,11 +136,13 @@ class LossConfig:
     )
     iso_sdf: Schedule | None = key(
         None,
-        "distances at iso-points are zero; none: as the objective's surface, 1000 for siren, 1 for others",
+        "distances at iso-points are zero; none: 1000 for siren and 1 for igr, as their surface, 0.02 for pull",
         minimum=0.0,
     )
     iso_normal: Schedule | None = key(
-        None, "gradients at iso-points are along their normals; none: 100 for siren, 0.1 for others", minimum=0.0
+        None,
+        "gradients at iso-points are along their normals; none: 100 for siren, 0.1 for igr, 0.002 for pull",
+        minimum=0.0,
     )
 
 
