@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 Rows = NDArray[np.float64]
 
-SAMPLE = 50_000  # points that stand for the cloud
+SAMPLE = 50_000  # about as many points stand for the cloud
 NEIGHBOURS = 8
 ACROSS = -0.1  # cosine of neighbours that look to different sides; those at a right-angled edge do not
 TRUSTED = 0.9  # share of points on the sides that prevail, from which on normals are trusted
@@ -46,9 +46,9 @@ def looks_inward(points: Rows, normals: Rows) -> bool:
 
     The flux of p through a closed surface is three times its volume; a point stands for as much area as it has room.
     """
-    tree = cKDTree(points)
     some = slice(None, None, max(1, len(points) // SAMPLE))
+    points, normals = points[some], normals[some]
     nearest = min(NEIGHBOURS + 1, len(points))
-    area = tree.query(points[some], k=[nearest], workers=torch.get_num_threads())[0] ** 2
-    middle = (points[some] * area).sum(axis=0) / area.sum()
-    return bool(((points[some] - middle) * normals[some] * area).sum() < 0)
+    area = cKDTree(points).query(points, k=[nearest], workers=torch.get_num_threads())[0] ** 2
+    middle = (points * area).sum(axis=0) / area.sum()
+    return bool(((points - middle) * normals * area).sum() < 0)
