@@ -10,6 +10,7 @@ from test_commands import SMALL_FIT
 
 import pointrecon
 from pointrecon.commands import main
+from shared.csv_table import read_table
 from shared.errors import UserError
 from shared.mesh import is_watertight, load_mesh
 from shared.pointcloud import read_cloud
@@ -92,7 +93,7 @@ def test_isopoints_lie_on_the_surface_in_the_clouds_frame(run: Path, tmp_path: P
     assert "--count" in capsys.readouterr().err
 
 
-def test_a_folder_of_clouds_survives_a_bad_one_and_goes_on(cloud: Path, tmp_path: Path, capsys) -> None:
+def test_a_folder_of_clouds_survives_a_bad_one_and_goes_on(cloud: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     clouds, out = tmp_path / "clouds", tmp_path / "out"
     clouds.mkdir()
     (clouds / "a.xyz").write_bytes(cloud.read_bytes())
@@ -110,3 +111,7 @@ def test_a_folder_of_clouds_survives_a_bad_one_and_goes_on(cloud: Path, tmp_path
     assert main(["batch", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
     assert main(["batch", str(clouds), "--out", str(clouds)]) == 2, "surfaces would be clouds the next time"
     assert "nowhere" in capsys.readouterr().err
+    finished = iter([True, False])
+    monkeypatch.setattr("pointrecon.batch._fitted", lambda *_: next(finished))
+    assert main(line) == 130
+    assert [row["name"] for row in read_table(out / "metrics.csv")] == ["a", "b"], "an interruption loses none"
