@@ -79,6 +79,11 @@ class LossConfig:
         True,
         "pull: what the cloud encloses, if a flood from outside finds no way in, is inside; false: only the pull tells",
     )
+    facing: bool = key(
+        True,
+        "pull: queries from all of space count as much as they lie above their nearest points, not beside them at the "
+        "rim of a hole; false: all count the same",
+    )
     surface: Schedule | None = key(
         None,
         "siren, igr: distances at the cloud's points are zero; none: as the objective's paper, 1000 or 1",

@@ -34,30 +34,23 @@ def depth_error(
     return error.square() if squared else error.abs()
 
 
-def plane_error(
-    queries: Float[Tensor, "n 3"], geometry: Geometry, targets: Float[Tensor, "n 3"]
-) -> Float[Tensor, " n"]:
-    """How far the pulled queries are from their targets along the normals, with its sign.
-
-    A cloud's points are not where the queries' perpendiculars meet the surface, but up to half a spacing beside. The
-    pull takes that for an error of the direction, noise as large as the distances themselves; here it does not count.
-    """
-    normal = F.normalize(geometry.gradient.detach(), dim=1)
-    return ((queries - targets) * normal).sum(dim=1) - geometry.sdf
-
-
 def chord_error(
     queries: Float[Tensor, "n 3"],
     geometry: Geometry,
     targets: Float[Tensor, "n 3"],
     target_gradient: Float[Tensor, "n 3"],
 ) -> Float[Tensor, " n"]:
-    """`plane_error` for targets far beside the queries: along the mean of the normals at both ends.
+    """How far the pulled queries are from the surface through their targets, along normals, with its sign.
 
-    A chord of a sphere is perpendicular to the sum of the normals at its ends, so that curvature costs nothing (the
-    symmetric objective of Rusinkiewicz 2019). Pairs whose normals disagree lie across an edge or on two sides of a
-    thin part, and count less: by the cosine. By its higher powers edges come out sharper, but then nothing pulls on
-    a wrong surface that fills a corner between thin parts, where the points within have no normals that agree.
+    A cloud's points are not where the queries' perpendiculars meet the surface, but beside. The pull takes that for an
+    error of the direction, noise as large as the distances themselves; here it does not count. Measured along the
+    normals of the queries alone, a convex body would shrink by what its surface falls off to the side. A chord of a
+    sphere is perpendicular to the sum of the normals at its ends, so along that sum curvature costs nothing (the
+    symmetric objective of Rusinkiewicz 2019).
+
+    Pairs whose normals disagree lie across an edge or on two sides of a thin part, and count less: by the cosine. By
+    its higher powers edges come out sharper, but then nothing pulls on a wrong surface that fills a corner between thin
+    parts, where the points within have no normals that agree.
     """
     here, there = (F.normalize(g.detach(), dim=1) for g in (geometry.gradient, target_gradient))
     cosine = (here * there).sum(dim=1)

@@ -18,9 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from pointrecon.survey import principal_axes
+
 EDGE = 0.999  # queries stay just inside the box [-1, 1]^3 that the field is defined on
 SPACE_SPREAD = 0.1  # standard deviation of the space queries that surround the cloud
 SMALLEST_SIGMA = 1e-5  # more than k coincident points must not put a query exactly on its own target
+# Neighbours of a point that give its plane, at least. It counts in full while the variance across it is less than the
+# first share of the next one, and not at all from the second on, where it may lie any way: at the tip of a finger.
+PLANE, EVEN, BENT = 12, 0.2, 0.4
+BESIDE = 8  # power of the cosine
 CHUNK = 100_000  # rows per nearest-neighbour search, which bounds its memory
 
 
@@ -64,6 +70,7 @@ class QuerySampler:
         self.tree = cKDTree(self.points, balanced_tree=False, compact_nodes=False)
         self._ordered = self.points[self.tree.indices]  # neighbours in space are neighbours in memory
         self._sigma = np.full(len(self.points), np.nan, dtype=np.float32)  # of _ordered, filled in as points are drawn
+        self._plane = np.full((len(self.points), 4), np.nan, dtype=np.float32)  # of points, likewise
         space = round(pool * space_share)
         self._near = _Pool(pool - space)
         self._space = _Pool(space)
@@ -83,6 +90,18 @@ class QuerySampler:
         x, nearest = (part.contiguous() for part in rows.split(3, dim=1))
         queries = Queries(x, nearest, torch.from_numpy(self.points[origins]), torch.arange(n) >= n - space)
         return queries, torch.from_numpy(origins)
+
+    def facing(self, x: Float[Tensor, "n 3"], rows: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """How far x can be trusted to lie above the cloud's points in `rows` and not beside them, 0 to 1.
+
+        Where a part of a surface is missing, the nearest points lie on its rim. Pulled there from all sides, a field
+        closes the hole by a flat sheet; left alone, it goes on as it comes. The weight is a power of the cosine between
+        the way to x and the normal of the plane through the point's neighbours, as far as they lie in one.
+        """
+        plane = torch.from_numpy(self._plane_of(rows.numpy()))
+        apart = x - torch.from_numpy(self.points[rows.numpy()])
+        cosine = torch.cosine_similarity(apart, plane[:, :3], dim=1).abs()
+        return 1 - plane[:, 3] * (1 - cosine**BESIDE)
 
     def noise(self, n: int) -> Float[Tensor, "n 3"]:
         """Normal random numbers that a resumed run draws again."""
@@ -142,6 +161,19 @@ class QuerySampler:
             )
             self._sigma[part] = np.maximum(distances[:, 0], SMALLEST_SIGMA)
         return self._sigma[rows]
+
+    def _plane_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n, 4): unit normals, of either sign, of planes through the neighbours of points, and how flat those lie."""
+        missing = np.unique(rows[np.isnan(self._plane[rows, 0])])
+        neighbours = min(max(self.neighbours, PLANE), len(self.points) - 1)
+        for start in range(0, len(missing), CHUNK):
+            part = missing[start : start + CHUNK]
+            _, index = self.tree.query(self.points[part], k=neighbours + 1, workers=torch.get_num_threads())
+            variances, axes = principal_axes(self.points[index])
+            ratio = variances[:, 0] / variances[:, 1].clip(1e-30)
+            self._plane[part, :3] = axes[:, :, 0]
+            self._plane[part, 3] = ((BENT - ratio) / (BENT - EVEN)).clip(0, 1)
+        return self._plane[rows]
 
     def _nearest(self, queries: NDArray[np.float32]) -> NDArray[np.int64]:
         """Rows of the nearest points."""

@@ -67,8 +67,18 @@ def noise(points: Points, tree: cKDTree) -> float:
 
 def plane_variances(groups: NDArray[np.float64]) -> NDArray[np.float64]:
     """Variances (m, 3) of groups of points (m, k, 3) along their principal axes, the smallest first."""
+    return np.linalg.eigvalsh(_covariances(groups)).clip(0)
+
+
+def principal_axes(groups: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """`plane_variances`, and the axes (m, 3, 3), unit ones of either sign in columns."""
+    variances, axes = np.linalg.eigh(_covariances(groups))
+    return variances.clip(0), axes
+
+
+def _covariances(groups: NDArray[np.floating]) -> NDArray[np.floating]:
     apart = groups - groups.mean(axis=1, keepdims=True)
-    return np.linalg.eigvalsh(np.einsum("mka,mkb->mab", apart, apart) / groups.shape[1]).clip(0)
+    return np.einsum("mka,mkb->mab", apart, apart) / groups.shape[1]
 
 
 def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:

@@ -21,7 +21,6 @@ from pointrecon.objectives import (
     eikonal_error,
     gradient_error,
     off_surface_error,
-    plane_error,
     pull_loss,
     soft_abs,
 )
@@ -39,13 +38,14 @@ Terms = dict[str, Tensor]
 
 class Batch(NamedTuple):
     """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around the points
-    `origin`, which are the cloud's `rows`."""
+    `origin`, which are the cloud's `rows`; the others weigh as much as they lie above the cloud, if that is asked."""
 
     x: Float[Tensor, "n 3"]
     nearest: Float[Tensor, "n 3"]
     origin: Float[Tensor, "near 3"]
     rows: Int[Tensor, " near"]
     near: int
+    facing: Float[Tensor, " beyond"] | None
 
 
 class Trainer:
@@ -108,8 +108,10 @@ class Trainer:
         queries, rows = self.queries.draw(self.config.queries.batch)
         x, nearest, origin, in_space, rows = (shard(part) for part in (*queries, rows))
         near = int((~in_space).sum())  # they come first
+        weighed = self.config.loss.facing and self.config.loss.objective == "pull"
+        facing = self.queries.facing(x[near:], rows[near:]).to(self.device) if weighed else None
         x, nearest, origin, rows = (part.to(self.device) for part in (x, nearest, origin[:near], rows[:near]))
-        return Batch(x, nearest, origin, rows, near)
+        return Batch(x, nearest, origin, rows, near, facing)
 
     def _pull(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:
         """Neural-Pull: queries that are pulled arrive at the cloud."""
@@ -121,6 +123,8 @@ class Trainer:
         if self.queries.space_share > 0:
             x, nearest = batch.x[near:], batch.nearest[near:]
             error = pull_loss(pull(x, beyond.sdf, beyond.gradient), nearest, squared)
+            if batch.facing is not None:
+                error = batch.facing * error
             if self.enclosed is not None:
                 depth = -beyond.sdf if not self.config.field.inside_out else beyond.sdf
                 error = torch.where(lookup(self.enclosed, x), depth_error(x, depth, nearest, squared), error)
@@ -140,7 +144,7 @@ class Trainer:
         if progress < self.plane:
             return pull_loss(pull(x, geometry.sdf, geometry.gradient), nearest, loss.squared)
         if loss.target == "nearest":
-            error = plane_error(x, geometry, nearest)
+            error = chord_error(x, geometry, nearest, self._gradient(nearest, progress))
         else:
             error = chord_error(x, geometry, batch.origin, at_origin())
         return error.square() if loss.squared else soft_abs(error, loss.softness or 0.0)

@@ -10,7 +10,7 @@ from mvrecon.config import LossConfig
 from mvrecon.losses import alignment_term, color_loss, eikonal_loss, mask_loss, total_loss
 from mvrecon.model import Rendering
 from mvrecon.rays import RayBatch
-from pointrecon.objectives import bend_loss, beside, chord_error, plane_error, pull_loss, soft_abs
+from pointrecon.objectives import bend_loss, beside, chord_error, pull_loss, soft_abs
 from shared.config import Schedule
 from shared.field import FieldConfig, Geometry, build_field
 
@@ -96,7 +96,7 @@ def test_a_target_beside_the_perpendicular_costs_nothing_on_a_plane():
     gradient = torch.tensor([[0.0, 0.0, 2.0]]).expand(3, 3).clone().requires_grad_()  # of any length
     sdf = torch.tensor([0.05, -0.02, 0.07], requires_grad=True)
     geometry = Geometry(sdf, gradient, torch.empty(3, 0))
-    error = plane_error(queries, geometry, targets)
+    error = chord_error(queries, geometry, targets, gradient)
     torch.testing.assert_close(error, torch.tensor([0.0, 0.0, -0.07 + 0.1]))
     error.sum().backward()
     assert gradient.grad is None and sdf.grad is not None and float(sdf.grad[2]) == -1.0
@@ -107,7 +107,6 @@ def test_a_target_far_beside_the_query_costs_nothing_on_a_sphere():
     targets = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=1) * 0.6
     queries = targets + 0.2 * torch.randn(200, 3, generator=generator)
     geometry = Geometry(queries.norm(dim=1) - 0.6, 3 * queries, torch.empty(200, 0))
-    assert float(plane_error(queries, geometry, targets).abs().max()) > 0.02
     torch.testing.assert_close(chord_error(queries, geometry, targets, targets), torch.zeros(200), atol=1e-6, rtol=0)
     raised = geometry._replace(sdf=geometry.sdf + 0.01)
     error, agreement = chord_error(queries, raised, targets, targets), torch.cosine_similarity(queries, targets, dim=1)
