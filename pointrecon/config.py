@@ -81,8 +81,8 @@ class LossConfig:
     )
     facing: bool = key(
         True,
-        "pull: queries from all of space count as much as they lie above their nearest points, not beside them at the "
-        "rim of a hole; false: all count the same",
+        "pull: queries from all of space count less beside the plane through their nearest point's neighbours (where "
+        "these lie in one), as in a hole, beside its rim; not within what is enclosed; false: all count the same",
     )
     surface: Schedule | None = key(
         None,

@@ -23,9 +23,11 @@ from pointrecon.survey import principal_axes
 EDGE = 0.999  # queries stay just inside the box [-1, 1]^3 that the field is defined on
 SPACE_SPREAD = 0.1  # standard deviation of the space queries that surround the cloud
 SMALLEST_SIGMA = 1e-5  # more than k coincident points must not put a query exactly on its own target
-# Neighbours of a point that give its plane, at least. It counts in full while the variance across it is less than the
-# first share of the next one, and not at all from the second on, where it may lie any way: at the tip of a finger.
+# Neighbours of a point that give its plane, at least. It counts in full while the variance across it is less than EVEN
+# of the next one, and not at all from BENT on, where it may lie any way: at the tip of a finger. Nor does it where that
+# next one is as small beside the largest: points of one scan line tell no plane.
 PLANE, EVEN, BENT = 12, 0.2, 0.4
+LINE, BROAD = 0.02, 0.06
 BESIDE = 8  # power of the cosine
 CHUNK = 100_000  # rows per nearest-neighbour search, which bounds its memory
 
@@ -92,11 +94,12 @@ class QuerySampler:
         return queries, torch.from_numpy(origins)
 
     def facing(self, x: Float[Tensor, "n 3"], rows: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """How far x can be trusted to lie above the cloud's points in `rows` and not beside them, 0 to 1.
+        """What queries in space count, whose nearest points are the cloud's in `rows`: 1, but less, down to 0, beside
+        the plane through the neighbours of the nearest point, as far as these lie in one.
 
         Where a part of a surface is missing, the nearest points lie on its rim. Pulled there from all sides, a field
-        closes the hole by a flat sheet; left alone, it goes on as it comes. The weight is a power of the cosine between
-        the way to x and the normal of the plane through the point's neighbours, as far as they lie in one.
+        closes the hole by a flat sheet; left alone, it goes on as it comes. The weight in the plane's terms is a power
+        of the cosine between its normal and the way to x.
         """
         plane = torch.from_numpy(self._plane_of(rows.numpy()))
         apart = x - torch.from_numpy(self.points[rows.numpy()])
@@ -166,13 +169,13 @@ class QuerySampler:
         """(n, 4): unit normals, of either sign, of planes through the neighbours of points, and how flat those lie."""
         missing = np.unique(rows[np.isnan(self._plane[rows, 0])])
         neighbours = min(max(self.neighbours, PLANE), len(self.points) - 1)
-        for start in range(0, len(missing), CHUNK):
-            part = missing[start : start + CHUNK]
+        for part in np.split(missing, range(CHUNK // PLANE, len(missing), CHUNK // PLANE)):
             _, index = self.tree.query(self.points[part], k=neighbours + 1, workers=torch.get_num_threads())
             variances, axes = principal_axes(self.points[index])
-            ratio = variances[:, 0] / variances[:, 1].clip(1e-30)
+            across, along = (variances[:, :2] / variances[:, 1:].clip(1e-30)).T
             self._plane[part, :3] = axes[:, :, 0]
-            self._plane[part, 3] = ((BENT - ratio) / (BENT - EVEN)).clip(0, 1)
+            flat, broad = (BENT - across) / (BENT - EVEN), (along - LINE) / (BROAD - LINE)
+            self._plane[part, 3] = flat.clip(0, 1) * broad.clip(0, 1)
         return self._plane[rows]
 
     def _nearest(self, queries: NDArray[np.float32]) -> NDArray[np.int64]:

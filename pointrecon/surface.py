@@ -13,7 +13,7 @@ from pointrecon.checkpoint import LoadedRun
 from pointrecon.config import Config
 from pointrecon.survey import stray
 from pointrecon.thin import thin
-from pointrecon.trim import trim
+from pointrecon.trim import supported, trim
 from shared.cloud_colors import transfer
 from shared.decimate import decimate
 from shared.errors import UserError
@@ -91,7 +91,8 @@ def field_mesh(
 def save_isopoints(run: LoadedRun, count: int, out: Path) -> int:
     """Write `count` points spread evenly over a run's surface (Yifan et al. 2021), with normals, in the cloud's frame.
 
-    Returns how many there are: fewer where the surface has no room. Raises UserError for a count below 1, another
+    Where `trim` cuts the surface they are spread over all of it, and those beyond are left out. Returns how many there
+    are: fewer then, and where the surface has no room. Raises UserError for a count below 1, another
     format than PLY, or a field without surface.
     """
     if count < 1 or out.suffix.lower() != ".ply":
@@ -100,6 +101,8 @@ def save_isopoints(run: LoadedRun, count: int, out: Path) -> int:
     found = extract(run.field, seeds.to(run.device), count, None, np.random.default_rng(0))
     if not len(found):
         raise UserError(f"{run.folder}: the field has no surface; fit for longer")
-    points = run.to_world.to_world(found.points.cpu().numpy())
-    save_points(points, found.normals.cpu().numpy().astype(np.float64), out)
-    return len(points)
+    points, normals = run.to_world.to_world(found.points.cpu().numpy()), found.normals.cpu().numpy().astype(np.float64)
+    cloud = None if run.config.trim == 0 else cloud_of_run(run.config)
+    kept = np.ones(len(points), bool) if cloud is None else supported(points, cloud.points, run.config.trim)
+    save_points(points[kept], normals[kept], out)
+    return int(kept.sum())

@@ -65,7 +65,7 @@ def noise(points: Points, tree: cKDTree) -> float:
     return float(np.sqrt(max(0.0, v0 - (v1 - v0) * r0 / (r1 - r0))))
 
 
-def plane_variances(groups: NDArray[np.float64]) -> NDArray[np.float64]:
+def plane_variances(groups: NDArray[np.floating]) -> NDArray[np.floating]:
     """Variances (m, 3) of groups of points (m, k, 3) along their principal axes, the smallest first."""
     return np.linalg.eigvalsh(_covariances(groups)).clip(0)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from scipy.spatial import cKDTree
 
 from shared.mesh import Mesh, face_cross, keep_faces
@@ -38,9 +38,20 @@ def trim(mesh: Mesh, points: Float64[np.ndarray, "n 3"], reach: float | None) ->
         return mesh
     far = support(mesh.vertices, points) > (reach or REACH)
     cut = np.asarray(far[mesh.faces].any(axis=1))
-    areas = np.linalg.norm(face_cross(mesh), axis=1)
-    if reach is None and areas[cut].sum() < OPEN * areas.sum():
-        return mesh
-    if cut.all():  # better a guess than nothing
-        return mesh
-    return keep_faces(mesh, ~cut)
+    return keep_faces(mesh, ~cut) if _is_cut(cut, np.linalg.norm(face_cross(mesh), axis=1), reach) else mesh
+
+
+def supported(
+    places: Float64[np.ndarray, "m 3"], points: Float64[np.ndarray, "n 3"], reach: float | None
+) -> Bool[np.ndarray, " m"]:
+    """Which of the places (spread evenly over a surface, so that each stands for as much of it) `trim` would leave."""
+    if reach == 0 or not len(places):
+        return np.ones(len(places), bool)
+    far = support(places, points) > (reach or REACH)
+    return ~far | (not _is_cut(far, np.ones(len(far)), reach))
+
+
+def _is_cut(cut: Bool[np.ndarray, " f"], areas: Float64[np.ndarray, " f"], reach: float | None) -> bool:
+    """Whether the parts that are to be cut are: not if that is everything, for better a guess than nothing, nor, unless
+    a reach was asked for, if they are as small as a hole."""
+    return not cut.all() and (reach is not None or bool(areas[cut].sum() >= OPEN * areas.sum()))

@@ -1,6 +1,7 @@
 """What is made of a fitted run: coloured, cut and simplified surfaces, slices, iso-points, folders at once."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from test_commands import SMALL_FIT
 
 import pointrecon
 from pointrecon.commands import main
+from pointrecon.surface import save_isopoints
+from pointrecon.trim import support
 from shared.csv_table import read_table
 from shared.errors import UserError
 from shared.mesh import is_watertight, load_mesh
@@ -89,6 +92,11 @@ def test_isopoints_lie_on_the_surface_in_the_clouds_frame(run: Path, tmp_path: P
     assert points.normals is not None and 450 <= len(points) <= 500
     assert np.abs(pointrecon.load(run).sdf(points.points)).max() < 0.01
     assert PlyData.read(out)["vertex"]["x"].dtype == np.float64, "map coordinates need it"
+    loaded = pointrecon.load(run)
+    cut = replace(loaded, config=replace(loaded.config, trim=0.3))
+    assert 0 < save_isopoints(cut, 500, out) < len(points), "what the mesh would lose"
+    cloud = read_cloud(loaded.config.cloud).points
+    assert support(read_cloud(out).points, cloud).max() <= 0.3 < support(points.points, cloud).max()
     assert main(["isopoints", str(run), "--count", "0"]) == 2
     assert "--count" in capsys.readouterr().err
 

@@ -15,6 +15,9 @@ import pytest
 
 import mvrecon.commands
 import pointrecon.commands
+from mvrecon.config import Config, DataConfig, TrainConfig
+from mvrecon.datasets import load
+from mvrecon.train import adapt
 from scripts.make_scene import make_tiny_scene
 from shared.checkpoint import latest_checkpoint
 from shared.mesh import Mesh, load_mesh, save_mesh, volume
@@ -326,3 +329,13 @@ def test_an_empty_surface_is_said_and_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty\.ply"):
         save_mesh(Mesh(np.empty((0, 3)), np.empty((0, 3), np.int64)), tmp_path / "empty.ply")
     assert not (tmp_path / "empty.ply").exists()
+
+
+def test_cells_and_tables_follow_the_photos(scene: Path) -> None:
+    photos = load(DataConfig(root=str(scene)))
+    pixel = float(np.median(np.linalg.norm(photos.cameras.centres, axis=1) / photos.cameras.intrinsics[:, 0, 0]))
+    found = adapt(Config(train=TrainConfig(cell=0.1)), photos)
+    assert found.field.finest == round(2 / (0.1 * pixel)) and found.field.log2_entries == 19
+    assert adapt(found, photos) == found, "a run that is continued keeps what was chosen"
+    kept = Config(train=TrainConfig(cell=0))
+    assert adapt(kept, photos) == kept

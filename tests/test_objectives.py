@@ -115,6 +115,12 @@ def loops(fit: Trainer, progress: float) -> dict[str, float]:
         normal = None if fit.normals is None else fit.normals[row]
         if loss.objective == "pull":
             apart = float((x - f * gradient / length - nearest).norm())
+            apart *= float(queries.facing(x[None], row[None])) if in_space else 1.0
+            if not in_space and progress >= fit.plane:
+                target = nearest if loss.target == "nearest" else origin
+                there = torch.nn.functional.normalize(ask(target)[1], dim=0)
+                middle, cosine = gradient / length + there, float(gradient @ there) / length
+                apart = max(cosine, 0) * abs(float((x - target) @ middle) / max(1 + cosine, 0.2) - f)
             add("space" if in_space else "pull", apart)
             add("eikonal", (length - 1) ** 2)
             if normal is not None and not in_space:
@@ -157,6 +163,16 @@ def test_a_step_has_the_terms_of_its_objective(objective: str, normals: bool, we
     total = sum(weight * expected[name] for name, weight in weights.items())
     assert found == pytest.approx({"loss": total, **expected}, rel=1e-4)
     assert expected.keys() == weights.keys()
+
+
+@pytest.mark.parametrize("target", ["nearest", "origin"])
+def test_later_errors_near_the_cloud_count_along_chords(target: str):
+    fit = trainer(loss__target=target, loss__eikonal="0.1", queries__factor="5")
+    for _ in range(3):
+        fit.step(0.0)
+    expected = loops(fit, 0.5)
+    found = {name: float(term) for name, term in fit.step(0.5).items()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["pull", "siren", "igr"])

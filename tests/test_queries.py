@@ -1,6 +1,7 @@
 """Queries against brute force, and batches that a resumed sampler repeats exactly."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -120,6 +121,35 @@ def test_small_clouds_clip_the_neighbours(count):
     queries = sampler(sphere(count), neighbours=50)
     assert queries.neighbours == count - 1
     assert torch.isfinite(queries.batch(100)[0]).all()
+
+
+def test_queries_above_a_plane_count_and_those_beside_its_border_do_not():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.uniform(-0.5, 0.5, (2000, 2)), np.zeros((2000, 1))], axis=1)
+    queries = sampler(points)
+    x = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.2, -0.3], [0.9, 0.0, 0.0], [0.9, 0.0, 0.4]])
+    rows = torch.from_numpy(queries.tree.query(x.numpy())[1])
+    found = queries.facing(x, rows)
+    apart = x - torch.from_numpy(queries.points)[rows]
+    expected = (apart[:, 2] / apart.norm(dim=1)).abs() ** 8
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert found[0] > 0.9 and found[1] > 0.9 and found[2] < 1e-6
+
+
+def no_planes() -> list[np.ndarray]:
+    index = np.arange(500)
+    angle = index * math.pi * (3 - math.sqrt(5))
+    thread = np.stack([0.01 * np.cos(angle), 0.01 * np.sin(angle), index / 500 - 0.5], axis=1)
+    line = np.stack([index / 500 - 0.5, 0 * index, 0 * index], axis=1)
+    circles = np.stack([0.5 * np.cos(index / 80), 0.5 * np.sin(index / 80), 0.2 * (index // 250)], axis=1)
+    return [thread, line, circles, np.repeat(thread[::50], 20, axis=0), line[:2]]
+
+
+@pytest.mark.parametrize("points", no_planes(), ids=["thread", "line", "circles", "coincident", "two"])
+def test_points_without_a_plane_tell_no_side(points: np.ndarray):
+    queries = sampler(points)
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-0.9, 0.9, (50, 3)).astype(np.float32))
+    assert torch.equal(queries.facing(x, torch.from_numpy(queries.tree.query(x.numpy())[1])), torch.ones(50))
 
 
 def test_coincident_points_do_not_put_queries_on_their_targets():

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pointrecon.trim import support, trim
+from pointrecon.trim import support, supported, trim
 from shared.mesh import Mesh, is_watertight
 from shared.meshing import extract_mesh
 
@@ -37,3 +37,13 @@ def test_what_is_asked_for_is_done() -> None:
     assert trim(mesh, points, 0) is mesh
     assert not is_watertight(trim(mesh, points, 4.0))
     assert trim(mesh, points + 100, 4.0) is mesh, "a guess is better than nothing"
+
+
+def test_points_of_a_surface_are_cut_where_the_surface_is() -> None:
+    everywhere = cloud(lambda p: p[:, 2] < 2)
+    half = supported(everywhere, cloud(lambda p: p[:, 2] < 0), None)
+    assert 0.0 < everywhere[half, 2].max() < 0.2 and abs(half.mean() - 0.5) < 0.15
+    assert supported(everywhere, cloud(lambda p: p[:, 2] < 0.4), None).all(), "a hole of a closed shape"
+    assert not supported(everywhere, cloud(lambda p: p[:, 2] < 0.4), 4.0).all()
+    assert supported(everywhere, everywhere + 100, 4.0).all() and supported(everywhere, everywhere[:9], 0).all()
+    assert not len(supported(everywhere[:0], everywhere, None))
