@@ -96,12 +96,7 @@ class TrainConfig:
     minutes: float | None = key(None, f"length of the run in minutes; {MINUTES:g} without steps", minimum=1e-3)
     steps: int | None = key(None, "length of the run in steps", minimum=1)
     rays: int = key(512, "rays a step", minimum=1)
-    cell: float = key(
-        0.72,
-        "finest cell in pixels, sets field.finest, field.levels, and field.log2_entries if that is too small for them; "
-        "0 keeps all three",
-        minimum=0.0,
-    )
+    cell: float = key(0.72, "finest cell in pixels, sets field.finest and field.levels; 0 keeps them", minimum=0.0)
     mask_share: float = key(0.9, "share of rays near the masks", minimum=0.0, maximum=1.0)
     save_seconds: float = key(60.0, "seconds between checkpoints", minimum=0.0)
     previews: int = key(4, "pictures of a held-out view during the run", minimum=0)

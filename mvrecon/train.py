@@ -16,7 +16,6 @@ from mvrecon.render import picture, render_view
 from mvrecon.scene import Scene
 from mvrecon.trainer import Trainer
 from shared.config import to_yaml
-from shared.field import with_finest
 from shared.loop import fit, restore, use_threads, warm_up, warn_if_short, with_length
 from shared.mesh import save_mesh
 from shared.ranks import is_first
@@ -85,14 +84,14 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
 
 
 def adapt(config: Config, scene: Scene) -> Config:
-    """The config with the hash grid's levels and tables set from what a pixel covers at the centre of the scene."""
+    """The config with the hash grid's levels set from what a pixel covers at the centre of the scene."""
     if config.train.cell == 0:
         return config
     cameras, base = scene.cameras, config.field.base
     pixel = float(np.median(np.linalg.norm(cameras.centres, axis=1) / cameras.intrinsics[:, 0, 0]))
     finest = int(np.clip(round(2 / (config.train.cell * pixel)), 2 * base, FINEST))
     levels = 1 + round(math.log(finest / base) / math.log(GROWTH))
-    return replace(config, field=replace(with_finest(config.field, finest), levels=levels))
+    return replace(config, field=replace(config.field, finest=finest, levels=levels))
 
 
 def _frame(scene: Scene) -> list[float]:

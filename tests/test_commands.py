@@ -331,11 +331,13 @@ def test_an_empty_surface_is_said_and_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "empty.ply").exists()
 
 
-def test_cells_and_tables_follow_the_photos(scene: Path) -> None:
+def test_cells_follow_the_photos(scene: Path) -> None:
     photos = load(DataConfig(root=str(scene)))
     pixel = float(np.median(np.linalg.norm(photos.cameras.centres, axis=1) / photos.cameras.intrinsics[:, 0, 0]))
     found = adapt(Config(train=TrainConfig(cell=0.1)), photos)
-    assert found.field.finest == round(2 / (0.1 * pixel)) and found.field.log2_entries == 19
+    assert found.field.finest == round(2 / (0.1 * pixel))
+    growth = (found.field.finest / found.field.base) ** (1 / (found.field.levels - 1))
+    assert 1.4 < growth < 1.55, "cells shrink alike from level to level"
     assert adapt(found, photos) == found, "a run that is continued keeps what was chosen"
     kept = Config(train=TrainConfig(cell=0))
     assert adapt(kept, photos) == kept
