@@ -9,7 +9,6 @@ import numpy as np
 from pointrecon.config import Config, LossConfig, QueryConfig
 from pointrecon.survey import Survey
 from shared.config import Schedule
-from shared.field import with_finest
 
 Section = TypeVar("Section", LossConfig, QueryConfig)
 
@@ -23,6 +22,9 @@ NEIGHBOURS, NOISY_NEIGHBOURS, IGR_NEIGHBOURS = 4, 12, 50
 # Queries from all of space; SIREN has as many places off the surface as on it.
 SPACE_SHARE, SIREN_SPACE_SHARE = 0.1, 0.5
 FINEST = 1024
+# Entries of a table by the square of the finest cells along an edge: a surface has some two corners for each of these,
+# and corners that share a hashed entry blur each other. No more than fit a processor's cache.
+ENTRIES, MOST_ENTRIES = 10, 19
 # Cells along an edge of the box for the mesh, by those of the finest level; at least and at most.
 MESH_CELLS, MESH_RANGE = 2.5, (384, 512)
 CLEAN = {
@@ -70,7 +72,9 @@ def _with_cells(config: Config, found: Survey, noisy: bool) -> Config:
         train = replace(train, cell=round(cell, 3))
     if train.cell:
         finest = round(2 / (train.cell * found.spacing))
-        field = with_finest(field, int(np.clip(finest, 4 * field.base, FINEST)))
+        finest = int(np.clip(finest, 4 * field.base, FINEST))
+        needed = min(int(np.ceil(np.log2(ENTRIES * finest**2))), MOST_ENTRIES)
+        field = replace(field, finest=finest, log2_entries=max(field.log2_entries, needed))
     if train.resolution is None:
         train = replace(train, resolution=int(np.clip(round(MESH_CELLS * field.finest), *MESH_RANGE)))
     return replace(config, field=field, train=train)

@@ -143,10 +143,9 @@ class Trainer:
         loss, x, nearest = self.config.loss, batch.x[: batch.near], batch.nearest[: batch.near]
         if progress < self.plane:
             return pull_loss(pull(x, geometry.sdf, geometry.gradient), nearest, loss.squared)
-        if loss.target == "nearest":
-            error = chord_error(x, geometry, nearest, self._gradient(nearest, progress))
-        else:
-            error = chord_error(x, geometry, batch.origin, at_origin())
+        own = loss.target == "origin"
+        target, gradient = (batch.origin, at_origin()) if own else (nearest, self._gradient(nearest, progress))
+        error = chord_error(x, geometry, target, gradient)
         return error.square() if loss.squared else soft_abs(error, loss.softness or 0.0)
 
     def _on_surface(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:

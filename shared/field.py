@@ -6,7 +6,7 @@ differentiated by autograd.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,17 +47,6 @@ class FieldConfig:
     first_levels: int = key(4, "grid levels open at the start", minimum=1)
     open_levels: float = key(0.4, "fraction of the run after which all grid levels are open", minimum=0.0, maximum=1.0)
     backend: str = key("auto", "encoding backend", choices=BACKENDS)
-
-
-# Entries of a table by the square of the finest cells along an edge: a surface has some two corners for each of these,
-# and corners that share a hashed entry blur each other. No more than 2^19, which fit a processor's cache.
-ENTRIES, MOST_ENTRIES = 10, 19
-
-
-def with_finest(config: FieldConfig, finest: int) -> FieldConfig:
-    """The config with this many finest cells along an edge of the box, and tables that are large enough for them."""
-    needed = min(math.ceil(math.log2(ENTRIES * finest**2)), MOST_ENTRIES)
-    return replace(config, finest=finest, log2_entries=max(config.log2_entries, needed))
 
 
 class GridField(nn.Module):

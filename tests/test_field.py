@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared.field import Field, FieldConfig, GridField, build_field, numerical_gradient, with_finest
+from shared.field import Field, FieldConfig, GridField, build_field, numerical_gradient
 
 CPU = torch.device("cpu")
 GRID = {"levels": 4, "base": 4, "finest": 32, "log2_entries": 10, "feature": 3}
@@ -118,9 +118,3 @@ def test_closed_levels_say_nothing():
         field.table[field.grid.offsets[2] :] += 1.0
     torch.testing.assert_close(field.geometry(x, 2).gradient, before.gradient)
     assert not torch.allclose(field.geometry(x, 3).gradient, before.gradient)
-
-
-def test_tables_follow_the_cells_within_limits():
-    sizes = [with_finest(FieldConfig(log2_entries=12), finest).log2_entries for finest in (16, 100, 512, 4096)]
-    assert sizes == [12, 17, 19, 19], "at least what was asked for, at most 2^19"
-    assert with_finest(FieldConfig(log2_entries=22), 512) == FieldConfig(finest=512, log2_entries=22)

@@ -1,5 +1,7 @@
 """Spacing, noise and stray points of clouds that are known, and the settings that follow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,5 @@ def test_fine_clouds_get_larger_tables_and_finer_meshes() -> None:
     assert (coarse.field.log2_entries, coarse.train.resolution) == (Config().field.log2_entries, 384)
     assert fine.field.finest == round(2 / (CELL * 0.003))
     assert 2**fine.field.log2_entries >= 4 * fine.field.finest**2 and fine.train.resolution == 512
+    assert adapt(Config(), Survey(0.0005, 0.0, 0)).field.log2_entries == 19, "no more than fit a cache"
+    assert adapt(Config(field=replace(Config().field, log2_entries=22)), Survey(0.003, 0.0, 0)).field.log2_entries == 22
