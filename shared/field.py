@@ -105,7 +105,7 @@ class GridField(nn.Module):
         """Distances, their exact gradients, and features at x; differentiable with respect to x and all parameters."""
         if self._fused:
             active = self.grid.levels if active is None else active
-            return Geometry(*FusedGeometry.apply(x, self.table, *self._weights, self.grid, active))
+            return Geometry(*FusedGeometry.apply(x, self.table, *self._weights, (self.grid, active)))
         features, jacobian = encode(x, self.table, self.grid, active, self.backend)
         inputs = self._hidden(self._enter(x, features))
         heights = self._heights(inputs[-1])

@@ -72,11 +72,14 @@ def spread(jacobian, d_gradient, d_slopes):
 
 
 class FusedGeometry(torch.autograd.Function):
-    """(x, table, w1, b1, w2, b2) -> (sdf, gradient, feature), once differentiable in all of them; float32 on a CPU."""
+    """(x, table, w1, b1, w2, b2, constants) -> (sdf, gradient, feature), once differentiable in all but the constants;
+    float32 on a CPU."""
 
     @staticmethod
-    def forward(ctx, x, table, w1, b1, w2, b2, grid: HashGrid, active: int):  # type: ignore[override]
-        """Distances (n,), their gradients (n, 3) and features (n, k) at x (n, 3)."""
+    def forward(ctx, x, table, w1, b1, w2, b2, constants: tuple[HashGrid, int]):  # type: ignore[override]
+        """Distances (n,), their gradients (n, 3) and features (n, k) at x (n, 3); constants: the grid, and how many of
+        its levels are open."""
+        grid, active = constants
         count, channels = x.shape[0], 2 * active
         features, jacobian = torch.empty(count, channels), torch.empty(count, 3, channels)
         points = x.detach().contiguous()
@@ -110,7 +113,7 @@ class FusedGeometry(torch.autograd.Function):
         inner = slopes[:, 3:].contiguous()
         d_table = cpu.table_gradient_outer(x, table, ctx.grid, d_inputs[:, 3:], inner, d_gradient)
         d_x = _d_x(x, table, ctx.grid, d_inputs, jacobian, inner, d_gradient) if ctx.needs_input_grad[0] else None
-        return d_x, d_table, d_w1, d_hidden.sum(dim=0), d_w2, d_b2, None, None
+        return d_x, d_table, d_w1, d_hidden.sum(dim=0), d_w2, d_b2, None
 
 
 def _d_x(
