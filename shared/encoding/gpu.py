@@ -29,8 +29,8 @@ def encode(x: Tensor, table: Tensor, grid: HashGrid, active: int, with_jacobian:
     features = torch.empty(n, channels, device=x.device)
     jacobian = torch.empty(n if with_jacobian else 0, 3, channels, device=x.device)
     if n:
-        arrays = (x, table, layout(grid, x.device), grid.levels, features, jacobian)
-        _forward[triton.cdiv(n, BLOCK), active](*arrays, n, channels, with_jacobian, BLOCK)
+        arrays = (x, table, (layout(grid, x.device), grid.levels), features, jacobian)
+        _forward[triton.cdiv(n, BLOCK), active](*arrays, (n, channels), with_jacobian, BLOCK)
     return features, jacobian
 
 
@@ -45,9 +45,9 @@ def table_gradient(
     n, channels = d_features.shape
     if n:
         slopes = d_features if d_jacobian is None else d_jacobian.contiguous()
-        arrays = (x, layout(grid, x.device), grid.levels, d_features.contiguous(), slopes, target)
+        arrays = (x, (layout(grid, x.device), grid.levels), d_features.contiguous(), slopes, target)
         programs = (triton.cdiv(n, BLOCK), channels // grid.features)
-        _backward_table[programs](*arrays, n, channels, d_jacobian is not None, BLOCK)
+        _backward_table[programs](*arrays, (n, channels), d_jacobian is not None, BLOCK)
     return None if in_place else target
 
 
@@ -56,8 +56,8 @@ def x_gradient(x: Tensor, table: Tensor, grid: HashGrid, d_jacobian: Tensor) -> 
     n, _, channels = d_jacobian.shape
     d_x = torch.zeros(n, 3, device=x.device)
     if n:
-        arrays = (x, table, layout(grid, x.device), grid.levels, d_jacobian.contiguous(), d_x)
-        _backward_x[(triton.cdiv(n, BLOCK),)](*arrays, n, channels, channels // grid.features, BLOCK)
+        arrays = (x, table, (layout(grid, x.device), grid.levels), d_jacobian.contiguous(), d_x)
+        _backward_x[(triton.cdiv(n, BLOCK),)](*arrays, (n, channels), channels // grid.features, BLOCK)
     return d_x
 
 
@@ -67,7 +67,7 @@ def adam(arrays: tuple[Tensor, Tensor, Tensor, Tensor], rate: float, numbers: tu
     `numbers` are beta1, beta2, epsilon, 1 / (1 - beta1^t) and 1 / (1 - beta2^t).
     """
     size = arrays[0].numel()
-    _adam[(triton.cdiv(size, 1024),)](*arrays, size, rate, *numbers, 1024)
+    _adam[(triton.cdiv(size, 1024),)](arrays, size, rate, numbers, 1024)
 
 
 @triton.jit
@@ -90,8 +90,10 @@ def _entry(ix, iy, iz, resolution, offset, dense, hash_mask):
 
 
 @triton.jit
-def _place(x, n, level, levels, level_count, BLOCK: tl.constexpr):
-    """Where a block of points lies on a level: which rows are real, cells, fractions, slopes, the level's layout."""
+def _place(x, n, level, grid, BLOCK: tl.constexpr):
+    """Where a block of points lies on a level: which rows are real, cells, fractions, slopes, the level's layout. grid:
+    the layout of all levels, and how many they are."""
+    levels, level_count = grid
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = point < n
     resolution, offset = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
@@ -116,12 +118,11 @@ def _corner(cell, fraction, shape, corner: tl.constexpr):
 
 
 @triton.jit
-def _forward(
-    x, table, levels, level_count, features, jacobian, n, channels, WITH_JACOBIAN: tl.constexpr, BLOCK: tl.constexpr
-):
+def _forward(x, table, grid, features, jacobian, shape_of_features, WITH_JACOBIAN: tl.constexpr, BLOCK: tl.constexpr):
     """features (n, c) and, where wanted, jacobian (n, 3, c) at x (n, 3)."""
+    n, channels = shape_of_features
     level = tl.program_id(1)
-    point, real, cell, fraction, slope, shape = _place(x, n, level, levels, level_count, BLOCK)
+    point, real, cell, fraction, slope, shape = _place(x, n, level, grid, BLOCK)
     for k in tl.static_range(2):
         value = tl.zeros([BLOCK], tl.float32)
         dx, dy, dz = value, value, value
@@ -142,20 +143,12 @@ def _forward(
 
 @triton.jit
 def _backward_table(
-    x,
-    levels,
-    level_count,
-    d_features,
-    d_jacobian,
-    d_table,
-    n,
-    channels,
-    WITH_JACOBIAN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x, grid, d_features, d_jacobian, d_table, shape_of_features, WITH_JACOBIAN: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Adds to d_table what d_features (n, c) and, where given, d_jacobian (n, 3, c) ask for."""
+    n, channels = shape_of_features
     level = tl.program_id(1)
-    point, real, cell, fraction, slope, shape = _place(x, n, level, levels, level_count, BLOCK)
+    point, real, cell, fraction, slope, shape = _place(x, n, level, grid, BLOCK)
     for k in tl.static_range(2):
         value = tl.load(d_features + point * channels + 2 * level + k, mask=real, other=0.0)
         jx, jy, jz = value, value, value
@@ -173,12 +166,13 @@ def _backward_table(
 
 
 @triton.jit
-def _backward_x(x, table, levels, level_count, d_jacobian, d_x, n, channels, active, BLOCK: tl.constexpr):
+def _backward_x(x, table, grid, d_jacobian, d_x, shape_of_features, active, BLOCK: tl.constexpr):
     """d_x (n, 3). Trilinear features have no second derivative along one axis: only the three mixed ones remain."""
+    n, channels = shape_of_features
     sum_x = tl.zeros([BLOCK], tl.float32)
     sum_y, sum_z = sum_x, sum_x
     for level in range(active):
-        point, real, cell, fraction, slope, shape = _place(x, n, level, levels, level_count, BLOCK)
+        point, real, cell, fraction, slope, shape = _place(x, n, level, grid, BLOCK)
         for k in tl.static_range(2):
             column = d_jacobian + point * 3 * channels + 2 * level + k
             jx = tl.load(column, mask=real, other=0.0) * slope[0]
@@ -202,8 +196,10 @@ def _backward_x(x, table, levels, level_count, d_jacobian, d_x, n, channels, act
 
 
 @triton.jit
-def _adam(parameter, gradient, mean, square, size, rate, beta1, beta2, epsilon, scale1, scale2, BLOCK: tl.constexpr):
+def _adam(arrays, size, rate, numbers, BLOCK: tl.constexpr):
     """Adam where the gradient is not zero, as `shared.lazy_adam` describes it; clears the gradient."""
+    parameter, gradient, mean, square = arrays
+    beta1, beta2, epsilon, scale1, scale2 = numbers
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     g = tl.load(gradient + index, mask=index < size, other=0.0)
     touched = g != 0.0
