@@ -15,10 +15,12 @@ Section = TypeVar("Section", LossConfig, QueryConfig)
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
 NOISY = 0.25
 # Finest cell in spacings, of clean and of noisy clouds, and of these in standard deviations of the noise, if more.
-CELL, NOISY_CELL, CELL_OF_NOISE = 2.6, 3.9, 3.2
+CELL, NOISY_CELL, CELL_OF_NOISE = 2.0, 3.9, 3.2
 # Neighbours that give the queries' spread: of clean clouds; of noisy ones at least, or as many as lie within twice the
 # noise; of IGR (Gropp et al. 2020, section 3).
 NEIGHBOURS, NOISY_NEIGHBOURS, IGR_NEIGHBOURS = 4, 12, 50
+# Power of the random number that brings a pull's queries close to the points of a clean cloud.
+CLOSENESS = 2.0
 # Queries from all of space; SIREN has as many places off the surface as on it.
 SPACE_SHARE, SIREN_SPACE_SHARE = 0.1, 0.5
 FINEST = 1024
@@ -53,6 +55,7 @@ def adapt(config: Config, found: Survey) -> Config:
     config = _with_cells(config, found, noisy)
     objective = config.loss.objective
     queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
+    queries["closeness"] = 0.0 if noisy or objective != "pull" else CLOSENESS
     queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS
     loss: dict[str, Any] = {**NOISE, "softness": SOFTNESS * found.noise} if noisy else {**CLEAN}
     if objective != "pull":

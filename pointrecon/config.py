@@ -23,6 +23,12 @@ class QueryConfig:
         minimum=1,
     )
     factor: float = key(1.0, "times this", minimum=0.0)
+    closeness: float | None = key(
+        None,
+        "times this power of a random number in 0..1, another one for each query: the higher, the more of them lie "
+        "close to the cloud; 0: all spread alike, as in Neural-Pull; none: 0, or 2 for a pull to a clean cloud",
+        minimum=0.0,
+    )
     space_share: float | None = key(
         None,
         "share of the queries drawn from all of space; none: 0.1, or 0.5 for the objective siren",

@@ -1,7 +1,10 @@
 """Queries around a cloud, each with the nearest cloud point as its target (Ma et al. 2021, Neural-Pull, section 3).
 
-q = p + N(0, (factor sigma_p)^2) with sigma_p the distance from p to its k-th neighbour, so queries are dense where
-the cloud is. A share of `space` queries covers the rest of the box, where nothing else fixes the sign.
+q = p + N(0, (factor u^closeness sigma_p)^2) with sigma_p the distance from p to its k-th neighbour, so queries are
+dense where the cloud is. u is a random number in 0..1 for each query. In the paper closeness is 0; more of it brings
+queries of all scales closer to points that are exact, which tell most right there: farther off, a query's perpendicular
+does not meet the surface at its nearest point. A share of `space` queries covers the rest of the box, where nothing
+else fixes the sign.
 
 Each query keeps its p, too, as a row of the cloud: normals and weights are those of p. In a noisy cloud the nearest
 point is the one whose noise points towards the query, while p knows nothing of where the query is: on average over all
@@ -46,6 +49,7 @@ class QuerySampler:
     """Batches of queries from a pool that is drawn once and renewed piece by piece.
 
     points: (N, 3) in field space, N >= 2. neighbours: k of sigma, at most N - 1. factor: multiplies sigma.
+    closeness: power of the random number that does, too.
     space_share: fraction of every batch that is drawn from all of space. pool: queries held, 32 bytes each.
     The generator belongs to the sampler from here on; equal generators give equal batches.
     """
@@ -56,6 +60,7 @@ class QuerySampler:
         generator: np.random.Generator,
         neighbours: int = 50,
         factor: float = 1.0,
+        closeness: float = 0.0,
         space_share: float = 0.1,
         pool: int = 500_000,
     ) -> None:
@@ -66,7 +71,7 @@ class QuerySampler:
             raise ValueError(f"space_share {space_share} is not in [0, 1)")
         self.generator = generator
         self.neighbours = min(neighbours, len(self.points) - 1)
-        self.factor = factor
+        self.factor, self.closeness = factor, closeness
         self.space_share = space_share
         # Midpoint splits answer queries far from the cloud four times faster than the default median splits.
         self.tree = cKDTree(self.points, balanced_tree=False, compact_nodes=False)
@@ -144,7 +149,10 @@ class QuerySampler:
         """Queries and the rows of the points they are drawn around."""
         rows = np.sort(self.generator.integers(len(self.points), size=n))  # searches in spatial order are 3x faster
         noise = self.generator.standard_normal((n, 3), dtype=np.float32)
-        queries = self._ordered[rows] + noise * (self.factor * self._sigma_of(rows))[:, None]
+        spread = self.factor * self._sigma_of(rows)
+        if self.closeness:
+            spread = spread * self.generator.random(n, dtype=np.float32) ** np.float32(self.closeness)
+        queries = self._ordered[rows] + noise * spread[:, None]
         return _clip(queries), self.tree.indices[rows]
 
     def _in_space(self, n: int) -> NDArray[np.float32]:

@@ -35,6 +35,8 @@ from shared.ranks import part_of_mean, shard
 
 Terms = dict[str, Tensor]
 
+OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
+
 
 class Batch(NamedTuple):
     """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around the points
@@ -62,13 +64,15 @@ class Trainer:
         self.config, self.device = config, device
         self.field = build_field(config.field, device)
         q, loss = config.queries, config.loss
-        if q.neighbours is None or q.space_share is None or loss.plane is None or loss.target == "auto":
-            raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
+        if q.neighbours is None or q.closeness is None or q.space_share is None:
+            raise ValueError(OPEN)
+        if loss.plane is None or loss.target == "auto":
+            raise ValueError(OPEN)
         if normals is not None and normals.shape != points.shape:
             raise ValueError(f"normals of shape {normals.shape} for points of shape {points.shape}")
         self.plane, self.weights = loss.plane, _weights(loss)
         generator = np.random.default_rng(config.train.seed)
-        self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.space_share, q.pool)
+        self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.closeness, q.space_share, q.pool)
         cloud = torch.from_numpy(self.queries.points).to(device)
         known = loss.enclosed and loss.objective == "pull"
         self.enclosed = torch.from_numpy(enclosed(self.queries.tree)).to(device) if known else None

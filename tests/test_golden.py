@@ -90,7 +90,9 @@ def test_photos(backend: str, masks: bool, tmp_path) -> None:
 def test_cloud(backend: str) -> None:
     config = CloudConfig(
         field=field(backend, feature=0),
-        queries=QueryConfig(batch=512, neighbours=4, factor=1.0, space_share=0.1, pool=5000, refresh=5, renewed=1000),
+        queries=QueryConfig(
+            batch=512, neighbours=4, factor=1.0, closeness=0.0, space_share=0.1, pool=5000, refresh=5, renewed=1000
+        ),
         loss=CloudLossConfig(
             target="nearest",
             squared=False,

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pointrecon.adapt import CLEAN, IGR_NEIGHBOURS, NEIGHBOURS, NOISE, NOISY_CELL, NOISY_NEIGHBOURS, adapt
+from pointrecon.adapt import (
+    CELL,
+    CLEAN,
+    CLOSENESS,
+    IGR_NEIGHBOURS,
+    NEIGHBOURS,
+    NOISE,
+    NOISY_CELL,
+    NOISY_NEIGHBOURS,
+    adapt,
+)
 from pointrecon.config import Config, LossConfig
 from pointrecon.objectives import direction_error, eikonal_error, gradient_error, off_surface_error
 from pointrecon.survey import Survey
@@ -248,9 +258,8 @@ def test_normals_stay_unused_at_weight_zero():
 
 def test_weights_follow_from_the_objective_and_what_is_set_stays():
     pulled, siren, igr = (config(loss__objective=name) for name in ("pull", "siren", "igr"))
-    assert (pulled.queries.neighbours, pulled.queries.space_share) == (NEIGHBOURS, 0.1)
-    assert (siren.queries.neighbours, siren.queries.space_share) == (NEIGHBOURS, 0.5)
-    assert (igr.queries.neighbours, igr.queries.space_share) == (IGR_NEIGHBOURS, 0.1)
+    asked = [(c.queries.neighbours, c.queries.closeness, c.queries.space_share) for c in (pulled, siren, igr)]
+    assert asked == [(NEIGHBOURS, CLOSENESS, 0.1), (NEIGHBOURS, 0, 0.5), (IGR_NEIGHBOURS, 0, 0.1)]
     assert [siren.loss.surface, siren.loss.iso_normal] == [Schedule(1000), Schedule(100)]
     assert [igr.loss.eikonal, pulled.loss.eikonal] == [Schedule(0.1), Schedule(0)]
     own = config(loss__objective="siren", loss__surface="[0, 3, 4, 1]", queries__space_share="0.2")
@@ -281,7 +290,8 @@ def test_unknown_choices_are_refused(key: str):
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_are_read_and_complete(path: Path):
     chosen = adapt(read_config(Config, path), Survey(0.02, 0.0, 4))
-    assert None not in (chosen.queries.neighbours, chosen.queries.space_share, chosen.loss.space, chosen.loss.iso_sdf)
+    queries, loss = chosen.queries, chosen.loss
+    assert None not in (queries.neighbours, queries.closeness, queries.space_share, loss.space, loss.iso_sdf)
 
 
 def test_the_presets_of_a_kind_of_cloud_are_what_such_a_cloud_would_choose():
@@ -292,5 +302,6 @@ def test_the_presets_of_a_kind_of_cloud_are_what_such_a_cloud_would_choose():
         assert getattr(as_noisy.loss, name) == value
     for name, value in CLEAN.items():
         assert getattr(as_clean.loss, name) == value
-    assert (as_noisy.queries.neighbours, as_noisy.train.cell) == (NOISY_NEIGHBOURS, NOISY_CELL)
+    assert (as_noisy.queries.neighbours, as_noisy.queries.closeness) == (NOISY_NEIGHBOURS, 0)
+    assert (as_noisy.train.cell, as_clean.train.cell) == (NOISY_CELL, CELL)
     assert as_clean == adapt(sparse, clean_cloud)

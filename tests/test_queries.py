@@ -116,6 +116,17 @@ def test_a_pool_of_another_size_is_refused():
         sampler(pool=2000).load_state_dict(sampler().state_dict())
 
 
+def test_closeness_brings_queries_to_their_points():
+    """The mean square of (u^2 sigma) is sigma^2 / 5; the median of |u^2 n| is far below that of |n|, 0.674."""
+    points = np.zeros((60, 3), dtype=np.float32)
+    points[:, 0] = np.linspace(-0.59, 0.59, 60)  # as above: sigma is 0.04
+    x, _, origin, _ = sampler(points, closeness=2.0, space_share=0.0, pool=100_000).batch(100_000)
+    inner = origin[:, 0].abs() < 0.5
+    offset = (x - origin)[inner] / 0.04
+    assert float(offset.square().mean()) == pytest.approx(0.2, rel=0.05)
+    assert float(offset.abs().median()) < 0.2
+
+
 @pytest.mark.parametrize("count", [2, 3, 50])
 def test_small_clouds_clip_the_neighbours(count):
     queries = sampler(sphere(count), neighbours=50)
