@@ -16,6 +16,9 @@ WIDE = 5.0  # radius of a neighbourhood in standard deviations about its plane
 # times wider than the cloud's median; sparse points are spread if those around them have this share of variance across.
 STRAY_RATIO, SPARSE, SPREAD = 3.0, 2.5, 0.1
 NEIGHBOURS = 12
+# A cloud with more than this share of stray points is littered. There a point is stray, too, whose 4th neighbour is so
+# many times farther than those of its neighbours are, if it lies farther off the plane through these than that.
+LITTERED, LONELY = 0.005, 1.5
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:
 
     Those much sparser than their neighbours are (after Breunig et al. 2000); and of the points that are sparse for the
     cloud those that are spread in all directions, if most of them are: parts that were scanned thinly are sparse, too,
-    but mostly flat.
+    but mostly flat. Where there are many such points there are others close to the surface: see `_beside`.
     """
     if len(points) <= 4 * NEIGHBOURS:
         return np.zeros(len(points), bool)
@@ -104,6 +107,26 @@ def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:
     if len(sparse) > 4 * NEIGHBOURS:
         spread = _spread(points[sparse])
         found[sparse] |= spread & (spread.mean() > 0.5)
+    if found.mean() > LITTERED:
+        for _ in range(2):  # the second time without what had made pairs of them look like a surface
+            kept = np.flatnonzero(~found)
+            found[kept] = _beside(points[kept])
+    return found
+
+
+def _beside(points: Points) -> NDArray[np.bool_]:
+    """Which points (N,) lie alone beside the surface that their neighbours lie on."""
+    tree, workers = cKDTree(points), torch.get_num_threads()
+    reach = tree.query(points, k=[5], workers=workers)[0][:, 0]
+    found = np.zeros(len(points), bool)
+    # Nearly all points are as dense as the whole: only those that are not are looked at.
+    rows = np.flatnonzero(reach > np.median(reach))
+    for part in np.array_split(rows, 1 + len(rows) // 100_000):
+        _, index = tree.query(points[part], k=[*range(2, NEIGHBOURS + 2)], workers=workers)
+        usual = np.median(reach[index], axis=1)
+        _, axes = principal_axes(points[index])
+        off = np.abs(((points[part] - points[index].mean(axis=1)) * axes[:, :, 0]).sum(axis=1))
+        found[part] = (reach[part] > LONELY * usual) & (off > usual)
     return found
 
 

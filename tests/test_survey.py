@@ -44,6 +44,18 @@ def test_strays_are_found() -> None:
     assert found[:10_000].mean() < 0.001
 
 
+def test_what_lies_beside_the_surface_is_found_where_there_are_strays() -> None:
+    """The points of the sphere are 0.03 apart; without the second look a third of those three spacings off was kept."""
+    anywhere = np.random.default_rng(3).uniform(-1, 1, (500, 3))
+    cloud = np.concatenate([sphere(10_000), anywhere])
+    off = np.abs(np.linalg.norm(anywhere, axis=1) - 0.8)
+    found = stray(cloud)
+    assert found[10_000:][off > 0.09].mean() > 0.97
+    assert not found[10_000:][off < 0.01].any(), "who could tell?"
+    assert found[:10_000].mean() < 0.001
+    assert not stray(np.concatenate([sphere(10_000), anywhere[off < 0.06][:5]])).any(), "a few are no litter"
+
+
 def test_parts_that_were_scanned_thinly_are_kept() -> None:
     # The lower half of the sphere is twenty times thinner than the upper one.
     surface = sphere(10_000)
