@@ -25,8 +25,8 @@ class QueryConfig:
     factor: float = key(1.0, "times this", minimum=0.0)
     closeness: float | None = key(
         None,
-        "times this power of a random number in 0..1, another one for each query: the higher, the more of them lie "
-        "close to the cloud; 0: all spread alike, as in Neural-Pull; none: 0, or 2 for a pull to a clean cloud",
+        "how much closer than that many queries are: spreads are multiplied by a random number in 0..1 to this power, "
+        "one for each query; 0: all spread alike, as in Neural-Pull; none: 0, or 2 for a pull to a clean cloud",
         minimum=0.0,
     )
     space_share: float | None = key(

@@ -49,7 +49,7 @@ class QuerySampler:
     """Batches of queries from a pool that is drawn once and renewed piece by piece.
 
     points: (N, 3) in field space, N >= 2. neighbours: k of sigma, at most N - 1. factor: multiplies sigma.
-    closeness: power of the random number that does, too.
+    closeness: so does a random number in 0..1 to this power.
     space_share: fraction of every batch that is drawn from all of space. pool: queries held, 32 bytes each.
     The generator belongs to the sampler from here on; equal generators give equal batches.
     """
@@ -132,6 +132,7 @@ class QuerySampler:
         """All that decides the batches to come, in types that torch.load(weights_only=True) accepts."""
         return {
             "generator": json.dumps(self.generator.bit_generator.state),
+            "points": len(self.points),
             **self._near.state("near"),
             **self._space.state("space"),
         }
@@ -139,8 +140,10 @@ class QuerySampler:
     def load_state_dict(self, state: dict[str, Tensor | str | int]) -> None:
         """Continue where `state_dict` was taken. The sampler must have been built with the same arguments.
 
-        Raises ValueError where the pool is of another size.
+        Raises ValueError where the cloud or the pool is of another size.
         """
+        if state.get("points") != len(self.points):
+            raise ValueError(f"queries around {state.get('points', 'other')} points, not {len(self.points)}")
         self._near.load(state, "near")
         self._space.load(state, "space")
         self.generator.bit_generator.state = json.loads(str(state["generator"]))
@@ -152,7 +155,7 @@ class QuerySampler:
         spread = self.factor * self._sigma_of(rows)
         if self.closeness:
             spread = spread * self.generator.random(n, dtype=np.float32) ** np.float32(self.closeness)
-        queries = self._ordered[rows] + noise * spread[:, None]
+        queries = self._ordered[rows] + noise * np.maximum(spread, SMALLEST_SIGMA)[:, None]
         return _clip(queries), self.tree.indices[rows]
 
     def _in_space(self, n: int) -> NDArray[np.float32]:

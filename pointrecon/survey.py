@@ -17,7 +17,7 @@ WIDE = 5.0  # radius of a neighbourhood in standard deviations about its plane
 STRAY_RATIO, SPARSE, SPREAD = 3.0, 2.5, 0.1
 NEIGHBOURS = 12
 # A cloud with more than this share of stray points is littered. There a point is stray, too, whose 4th neighbour is so
-# many times farther than those of its neighbours are, if it lies farther off the plane through these than that.
+# many times farther than is usual among its neighbours, if it lies farther off the plane through these than is usual.
 LITTERED, LONELY = 0.005, 1.5
 
 
@@ -107,10 +107,14 @@ def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:
     if len(sparse) > 4 * NEIGHBOURS:
         spread = _spread(points[sparse])
         found[sparse] |= spread & (spread.mean() > 0.5)
+    litter = found.sum()
     if found.mean() > LITTERED:
         for _ in range(2):  # the second time without what had made pairs of them look like a surface
             kept = np.flatnonzero(~found)
-            found[kept] = _beside(points[kept])
+            more = _beside(points[kept]) if len(kept) > 4 * NEIGHBOURS else np.zeros(len(kept), bool)
+            if more.sum() > litter:  # rather a part that was scanned thinly, beside one that was not
+                break
+            found[kept] = more
     return found
 
 
@@ -119,14 +123,15 @@ def _beside(points: Points) -> NDArray[np.bool_]:
     tree, workers = cKDTree(points), torch.get_num_threads()
     reach = tree.query(points, k=[5], workers=workers)[0][:, 0]
     found = np.zeros(len(points), bool)
-    # Nearly all points are as dense as the whole: only those that are not are looked at.
-    rows = np.flatnonzero(reach > np.median(reach))
+    rows = np.flatnonzero(reach > np.median(reach))  # what is alone is not in the denser half
     for part in np.array_split(rows, 1 + len(rows) // 100_000):
         _, index = tree.query(points[part], k=[*range(2, NEIGHBOURS + 2)], workers=workers)
         usual = np.median(reach[index], axis=1)
-        _, axes = principal_axes(points[index])
-        off = np.abs(((points[part] - points[index].mean(axis=1)) * axes[:, :, 0]).sum(axis=1))
-        found[part] = (reach[part] > LONELY * usual) & (off > usual)
+        alone = reach[part] > LONELY * usual
+        part, around, usual = part[alone], points[index[alone]], usual[alone]
+        _, axes = principal_axes(around)
+        off = np.abs(((points[part] - around.mean(axis=1)) * axes[:, :, 0]).sum(axis=1))
+        found[part] = off > usual
     return found
 
 

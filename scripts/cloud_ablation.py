@@ -103,8 +103,10 @@ def neural_pull(steps: int) -> Iterator[Setting]:
     """Ma et al. 2021: start and queries (table 8), number of queries (10) and of points (11), their range (13)."""
     # Nine tenths at nine times the weight of the rest: as if all were one batch, drawn from space but for a tenth.
     space = {"queries.space_share": "0.9", "loss.space": "9"}
+    alike = {"queries.closeness": "0"}
     kinds = ("20k",)
     yield Setting("neural-pull", "as it is", kinds, {})
+    yield Setting("neural-pull", "1 sigma^2", kinds, alike)
     yield Setting("neural-pull", "start at random", kinds, {}, sphere=False)
     yield Setting("neural-pull", "queries in space", kinds, space)
     yield Setting("neural-pull", "gradient constraint", kinds, {"loss.eikonal": "0.1"})
@@ -112,7 +114,9 @@ def neural_pull(steps: int) -> Iterator[Setting]:
         keys = {"queries.pool": str(count), "queries.refresh": str(steps)}
         yield Setting("neural-pull", f"{count} queries", kinds, keys)
     for variance in (0.25, 0.5, 2, 4):
-        yield Setting("neural-pull", f"{variance:g} sigma^2", kinds, {"queries.factor": f"{variance**0.5:.4g}"})
+        yield Setting(
+            "neural-pull", f"{variance:g} sigma^2", kinds, {**alike, "queries.factor": f"{variance**0.5:.4g}"}
+        )
     for count in (1000, 2500, 5000, 10_000, 40_000):
         yield Setting("neural-pull", f"{count} points", (f"{count}",), {})
 

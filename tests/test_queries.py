@@ -87,13 +87,13 @@ def test_refresh_replaces_the_oldest_queries_in_turn():
 
 
 def test_a_resumed_sampler_draws_the_same_batches():
-    straight = sampler()
+    straight = sampler(closeness=2.0)
     straight.batch(50)
     straight.refresh(500)
     file = io.BytesIO()
     torch.save(straight.state_dict(), file)
     file.seek(0)
-    resumed = sampler(seed=99)
+    resumed = sampler(seed=99, closeness=2.0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for step in range(6):
         for expected, actual in zip(straight.batch(80), resumed.batch(80), strict=True):
@@ -163,9 +163,15 @@ def test_points_without_a_plane_tell_no_side(points: np.ndarray):
     assert torch.equal(queries.facing(x, torch.from_numpy(queries.tree.query(x.numpy())[1])), torch.ones(50))
 
 
-def test_coincident_points_do_not_put_queries_on_their_targets():
+def test_another_cloud_is_not_resumed():
+    with pytest.raises(ValueError, match="around 400 points, not 399"):
+        sampler(sphere(399)).load_state_dict(sampler().state_dict())
+
+
+@pytest.mark.parametrize("closeness", [0.0, 2.0])
+def test_coincident_points_do_not_put_queries_on_their_targets(closeness: float):
     points = np.repeat(sphere(20), 10, axis=0)
-    queries, targets, *_ = sampler(points, space_share=0.0).batch(200)
+    queries, targets, *_ = sampler(points, space_share=0.0, closeness=closeness).batch(200)
     assert ((queries - targets).norm(dim=1) > 0).all()
 
 

@@ -45,7 +45,7 @@ def test_strays_are_found() -> None:
 
 
 def test_what_lies_beside_the_surface_is_found_where_there_are_strays() -> None:
-    """The points of the sphere are 0.03 apart; without the second look a third of those three spacings off was kept."""
+    """The points of the sphere are 0.02 apart. One look finds 85 % of those 4.5 spacings off, a second one 96 %."""
     anywhere = np.random.default_rng(3).uniform(-1, 1, (500, 3))
     cloud = np.concatenate([sphere(10_000), anywhere])
     off = np.abs(np.linalg.norm(anywhere, axis=1) - 0.8)
@@ -54,6 +54,20 @@ def test_what_lies_beside_the_surface_is_found_where_there_are_strays() -> None:
     assert not found[10_000:][off < 0.01].any(), "who could tell?"
     assert found[:10_000].mean() < 0.001
     assert not stray(np.concatenate([sphere(10_000), anywhere[off < 0.06][:5]])).any(), "a few are no litter"
+
+
+def test_little_that_is_left_beside_litter_is_looked_at_once() -> None:
+    close = np.random.default_rng(0).normal(scale=0.01, size=(12, 3))
+    litter = np.array([[3.0**i, 0.0, 0.0] for i in range(40)])
+    assert stray(np.concatenate([close, litter])).shape == (52,)
+
+
+def test_a_thin_scan_beside_a_dense_one_is_no_litter() -> None:
+    rng = np.random.default_rng(1)
+    dense, thin = rng.uniform(-1, 1, (20_000, 3)), rng.uniform(-1, 1, (2000, 3))
+    dense[:, 2], thin[:, 2] = 0, 0.02
+    found = stray(np.concatenate([dense, thin, rng.uniform(-1, 1, (300, 3))]))
+    assert found[:22_000].mean() < 0.01 and found[22_000:].mean() > 0.5
 
 
 def test_parts_that_were_scanned_thinly_are_kept() -> None:
