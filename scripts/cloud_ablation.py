@@ -103,7 +103,7 @@ def neural_pull(steps: int) -> Iterator[Setting]:
     """Ma et al. 2021: start and queries (table 8), number of queries (10) and of points (11), their range (13)."""
     # Nine tenths at nine times the weight of the rest: as if all were one batch, drawn from space but for a tenth.
     space = {"queries.space_share": "0.9", "loss.space": "9"}
-    alike = {"queries.closeness": "0"}
+    alike = {"queries.closeness": "0"}  # as in the paper: else the factor would not be all that spreads them
     kinds = ("20k",)
     yield Setting("neural-pull", "as it is", kinds, {})
     yield Setting("neural-pull", "1 sigma^2", kinds, alike)
