@@ -51,6 +51,31 @@ def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 9"]:
     return (factors[:, :, None] * factors[:, None]).reshape(-1, 16) @ FROM_PRODUCTS.to(d)
 
 
+class Exposure(torch.autograd.Function):
+    """Light as a photo shows it: cut off below 0 and above 1.
+
+    Much of a bright object is white in its photos. A sigmoid reaches white nowhere, and bends all light near it.
+    """
+
+    @staticmethod
+    def forward(ctx, light: Tensor) -> Tensor:  # type: ignore[override]
+        """Colours in 0..1."""
+        ctx.save_for_backward(light)
+        return light.clamp(0, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_color: Tensor) -> Tensor:  # type: ignore[override]
+        """What would move light that is cut off farther out is left out; what brings it back passes."""
+        return Exposure.passed(ctx.saved_tensors[0], d_color)
+
+    @staticmethod
+    def passed(light: Tensor, d_color: Tensor) -> Tensor:
+        """The gradient of the light for that of the colours."""
+        outward = ((light > 1) & (d_color < 0)) | ((light < 0) & (d_color > 0))
+        return d_color * ~outward
+
+
 class ColorNetwork(nn.Module):
     """RGB from position, gradient, direction and the field's feature (NeuS, section 3.1; IDR's renderer).
 
@@ -76,4 +101,4 @@ class ColorNetwork(nn.Module):
     ) -> Float[Tensor, "n 3"]:
         """Colours in 0..1."""
         paint = interpolate(x, self.table, self.grid, backend=self.backend)
-        return torch.sigmoid(self.layers(torch.cat([x, gradient, harmonics, feature, paint], dim=1)))
+        return Exposure.apply(0.5 + self.layers(torch.cat([x, gradient, harmonics, feature, paint], dim=1)))

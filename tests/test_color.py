@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mvrecon.color import ColorNetwork, spherical_harmonics
+from mvrecon.color import ColorNetwork, Exposure, spherical_harmonics
 from mvrecon.config import ColorConfig
 from shared.field import FieldConfig
 
@@ -18,6 +18,14 @@ def test_the_harmonics_are_orthonormal_over_the_sphere():
     area = torch.from_numpy(np.repeat(weights, 16) * 2 * np.pi / 16)
     values = spherical_harmonics(directions)
     torch.testing.assert_close(values.T @ (area[:, None] * values), torch.eye(9).double(), atol=1e-6, rtol=0)
+
+
+def test_light_beyond_what_a_photo_holds_is_cut_off_and_comes_back():
+    light = torch.tensor([-0.5, -0.5, 0.25, 0.25, 1.5, 1.5], requires_grad=True)
+    color = Exposure.apply(light)
+    color.backward(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]))
+    assert color.tolist() == [0, 0, 0.25, 0.25, 1, 1]
+    assert light.grad.tolist() == [0, -1, 1, -1, 1, 0]
 
 
 def test_colours_depend_on_every_input_and_lie_in_range():

@@ -21,6 +21,7 @@ def model(sharpness: float) -> SurfaceModel:
     with torch.no_grad():
         built.sharpness.fill_(sharpness)
         built.color.table.uniform_(-1, 1)
+        built.color.layers[-1].weight.mul_(4)  # some light is beyond what photos hold
     return built
 
 
