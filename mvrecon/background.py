@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mvrecon.color import HARMONICS, spherical_harmonics
+from mvrecon.color import HARMONICS, Clip, spherical_harmonics, start_grey
 from mvrecon.config import BackgroundConfig
 from mvrecon.volume import composite
 from shared.encoding import HashGrid, choose_backend, interpolate
@@ -31,7 +31,7 @@ class Background(nn.Module):
         self.backend = choose_backend(backend, device)
         self.table = nn.Parameter(torch.empty(self.grid.entries, 2).uniform_(-1e-4, 1e-4))
         self.body = nn.Sequential(nn.Linear(2 * self.grid.levels, width), nn.ReLU(), nn.Linear(width, 16))
-        self.head = nn.Sequential(nn.Linear(15 + len(HARMONICS), width), nn.ReLU(), nn.Linear(width, 3))
+        self.head = nn.Sequential(nn.Linear(15 + len(HARMONICS), width), nn.ReLU(), start_grey(nn.Linear(width, 3)))
 
     def forward(
         self,
@@ -46,7 +46,7 @@ class Background(nn.Module):
         out = self.body(code)
         density = F.softplus(out[:, 0] - 1).reshape(rays, samples)
         harmonics = spherical_harmonics(directions).repeat_interleave(samples, dim=0)
-        color = torch.sigmoid(self.head(torch.cat([out[:, 1:], harmonics], dim=1))).reshape(rays, samples, 3)
+        color = Clip.apply(self.head(torch.cat([out[:, 1:], harmonics], dim=1))).reshape(rays, samples, 3)
         weights, passed = composite(1 - torch.exp(-density * spacing))
         weights = torch.cat([weights[:, :-1], weights[:, -1:] + passed[:, None]], dim=1)
         return (weights[..., None] * color).sum(dim=1)

@@ -51,7 +51,8 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
         model.load_state_dict(state["trainer"]["model"])
     except (RuntimeError, KeyError) as error:
         raise UserError(
-            f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file"
+            f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file, "
+            "or train again if an older version made this run"
         ) from error
     # Anew, since the copy in the checkpoint is a few steps behind.
     volume.refresh(model.field.sdf, config.sampling.band)

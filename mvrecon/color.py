@@ -51,29 +51,36 @@ def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 9"]:
     return (factors[:, :, None] * factors[:, None]).reshape(-1, 16) @ FROM_PRODUCTS.to(d)
 
 
-class Exposure(torch.autograd.Function):
-    """Light as a photo shows it: cut off below 0 and above 1.
+class Clip(torch.autograd.Function):
+    """Radiance as a photo shows it: clipped at black, 0, and at white, 1.
 
-    Much of a bright object is white in its photos. A sigmoid reaches white nowhere, and bends all light near it.
+    Much of a bright object is white in its photos. A sigmoid reaches white nowhere, and bends all radiance near it.
     """
 
     @staticmethod
-    def forward(ctx, light: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, radiance: Tensor) -> Tensor:  # type: ignore[override]
         """Colours in 0..1."""
-        ctx.save_for_backward(light)
-        return light.clamp(0, 1)
+        ctx.save_for_backward(radiance)
+        return radiance.clamp(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_color: Tensor) -> Tensor:  # type: ignore[override]
-        """What would move light that is cut off farther out is left out; what brings it back passes."""
-        return Exposure.passed(ctx.saved_tensors[0], d_color)
+        """The gradient of the radiance."""
+        return Clip.inward(ctx.saved_tensors[0], d_color)
 
     @staticmethod
-    def passed(light: Tensor, d_color: Tensor) -> Tensor:
-        """The gradient of the light for that of the colours."""
-        outward = ((light > 1) & (d_color < 0)) | ((light < 0) & (d_color > 0))
-        return d_color * ~outward
+    def inward(radiance: Tensor, d_color: Tensor) -> Tensor:
+        """Without what would drive clipped radiance farther out; what brings it back passes."""
+        outward = ((radiance > 1) & (d_color < 0)) | ((radiance < 0) & (d_color > 0))
+        return d_color.masked_fill(outward, 0)
+
+
+def start_grey(last: nn.Linear) -> nn.Linear:
+    """The last layer of a network whose output is radiance, so that it starts in the middle of what photos show."""
+    with torch.no_grad():
+        last.bias += 0.5
+    return last
 
 
 class ColorNetwork(nn.Module):
@@ -90,7 +97,7 @@ class ColorNetwork(nn.Module):
         painted = config.levels * self.grid.features
         sizes = [3 + 3 + len(HARMONICS) + field.feature + painted] + [config.width] * config.layers
         hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(config.width, 3))
+        self.mlp = nn.Sequential(*hidden, start_grey(nn.Linear(config.width, 3)))
 
     def forward(
         self,
@@ -101,4 +108,4 @@ class ColorNetwork(nn.Module):
     ) -> Float[Tensor, "n 3"]:
         """Colours in 0..1."""
         paint = interpolate(x, self.table, self.grid, backend=self.backend)
-        return Exposure.apply(0.5 + self.layers(torch.cat([x, gradient, harmonics, feature, paint], dim=1)))
+        return Clip.apply(self.mlp(torch.cat([x, gradient, harmonics, feature, paint], dim=1)))

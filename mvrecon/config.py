@@ -33,7 +33,7 @@ class ColorConfig:
     width: int = key(64, "width of the hidden layers", minimum=4)
     layers: int = key(2, "hidden layers", minimum=1)
     levels: int = key(6, "levels of the paint's hash grid, down to the field's finest cells", minimum=1, maximum=32)
-    log2_entries: int = key(16, "log2 of the largest number of table entries of a level", minimum=8, maximum=26)
+    log2_entries: int = key(16, "log2 of the largest number of table entries of a level", minimum=8, maximum=24)
 
 
 @dataclass(frozen=True, kw_only=True)

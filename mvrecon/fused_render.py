@@ -15,7 +15,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvrecon.color import Exposure
+from mvrecon.color import Clip
 from shared.encoding import cpu
 from shared.encoding.cpu import FAST, HALF, ONE, ZERO, f32
 
@@ -200,10 +200,10 @@ class FusedRender(torch.autograd.Function):
         activations = [inputs]
         for weight, bias in zip(layers[:-2:2], layers[1:-2:2]):
             activations.append(torch.addmm(bias, activations[-1], weight.t()).relu_())
-        light = torch.addmm(layers[-1] + 0.5, activations[-1], layers[-2].t())
-        shown = weights.view(-1)[seen][:, None] * light.clamp(0, 1)
+        radiance = torch.addmm(layers[-1], activations[-1], layers[-2].t())
+        shown = weights.view(-1)[seen][:, None] * radiance.clamp(0, 1)
         color = torch.zeros(rays, 3).index_add_(0, seen // samples, shown)
-        ctx.save_for_backward(sdf, gradient, table, alpha, weights, seen, points, light, *layers[::2], *activations)
+        ctx.save_for_backward(sdf, gradient, table, alpha, weights, seen, points, radiance, *layers[::2], *activations)
         ctx.sections, ctx.numbers, ctx.grid, ctx.features = sections, numbers, grid, feature.shape[1]
         return color, weights, passed
 
@@ -211,13 +211,13 @@ class FusedRender(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_color, d_weights, d_passed):  # type: ignore[override]
         """Gradients of the inputs for d_color (r, 3), d_weights (r, s) and d_passed (r,)."""
-        sdf, gradient, table, alpha, weights, seen, points, light, *rest = ctx.saved_tensors
+        sdf, gradient, table, alpha, weights, seen, points, radiance, *rest = ctx.saved_tensors
         matrices, activations = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         d_seen = d_color[seen // weights.shape[1]]
         d_weights = d_weights.clone(memory_format=torch.contiguous_format)
-        d_weights.view(-1)[seen] += (d_seen * light.clamp(0, 1)).sum(dim=1)
-        d_light = Exposure.passed(light, d_seen * weights.view(-1)[seen][:, None])
-        d_inputs, d_layers = _layers_backward(d_light, matrices, activations)
+        d_weights.view(-1)[seen] += (d_seen * radiance.clamp(0, 1)).sum(dim=1)
+        d_radiance = Clip.inward(radiance, d_seen * weights.view(-1)[seen][:, None])
+        d_inputs, d_layers = _layers_backward(d_radiance, matrices, activations)
         d_sdf, d_gradient, d_width = torch.empty_like(sdf), torch.empty_like(gradient), torch.empty(len(weights))
         d_results, d_field = _numpy(d_weights, d_passed.contiguous()), _numpy(d_sdf, d_gradient, d_width)
         weigh_backward(_numpy(sdf, gradient), _along(ctx.sections), ctx.numbers, alpha.numpy(), d_results, d_field)

@@ -1,7 +1,6 @@
 """The terms that `mvrecon train` minimises."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,7 +31,9 @@ def eikonal_loss(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
 
 def mask_loss(opacity: Float[Tensor, " r"], mask: Float[Tensor, " r"]) -> Float[Tensor, ""]:
     """Binary cross-entropy between the rays' opacity and the masks (NeuS, eq. 17)."""
-    error = F.binary_cross_entropy(opacity.clamp(1e-3, 1 - 1e-3), (mask > 0.5).float(), reduction="none")
+    opacity = opacity.clamp(1e-3, 1 - 1e-3)
+    # Not torch's: it ends a run that diverges before anyone can say so.
+    error = -torch.where(mask > 0.5, opacity, 1 - opacity).log()
     return ranks.part_of_mean(error, len(error))
 
 

@@ -18,7 +18,7 @@ from mvrecon.volume import composite
 from shared.field import Geometry, build_field
 from shared.geometry import ray_sphere
 
-# The colour of a section of less weight is not computed: all that a ray has of them change it by a grey level or two.
+# The colour of a section of less weight is not computed: what a ray has of them seldom changes it by a grey level.
 FAINT = 1e-3
 
 
@@ -127,7 +127,7 @@ class SurfaceModel(nn.Module):
 
     def _fused(self, geometry: Geometry, sections: Sections, anneal: float) -> tuple[Tensor, Tensor, Tensor]:
         """`_composited` in one operation."""
-        layers = [p for layer in self.color.layers if isinstance(layer, nn.Linear) for p in (layer.weight, layer.bias)]
+        layers = [p for layer in self.color.mlp if isinstance(layer, nn.Linear) for p in (layer.weight, layer.bias)]
         constants = (anneal, FAINT, self.color.grid)
         field = (part.contiguous() for part in geometry)
         return FusedRender.apply(*field, self.inverse_width, self.color.table, sections, constants, *layers)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shared.config import key
 from shared.encoding import BACKENDS, HashGrid, choose_backend, encode, interpolate
+from shared.errors import UserError
 from shared.fused import FusedGeometry, fused_sdf, smooth_relu, smooth_step
 
 
@@ -38,7 +39,7 @@ class FieldConfig:
     levels: int = key(12, "levels of the hash grid", minimum=1, maximum=32)
     base: int = key(16, "cells along an edge of the box on the coarsest level", minimum=2, maximum=512)
     finest: int = key(768, "cells along an edge of the box on the finest level, unless train.cell sets it", minimum=2)
-    log2_entries: int = key(17, "log2 of the largest number of table entries of a level", minimum=8, maximum=26)
+    log2_entries: int = key(17, "log2 of the largest number of table entries of a level", minimum=8, maximum=24)
     width: int = key(64, "width of the hidden layers", minimum=4)
     layers: int = key(1, "hidden layers", minimum=1)
     feature: int = key(15, "numbers handed to the colour network", minimum=0)
@@ -58,6 +59,8 @@ class GridField(nn.Module):
 
     def __init__(self, config: FieldConfig, device: torch.device):
         super().__init__()
+        if config.finest < config.base:
+            raise UserError(f"field.finest {config.finest}: is below field.base {config.base}; raise it")
         self.config = config
         self.grid = HashGrid(config.levels, config.base, config.finest, config.log2_entries)
         self.backend = choose_backend(config.backend, device)

@@ -192,7 +192,7 @@ def restore(trainer: Trainer, run: Run, budget: Budget, kind: str, frame: list[f
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(
             f"{checkpoint.path}: holds another model than the config describes; resume with the run's own config.yaml, "
-            "and without keys that change the model, as --field and --color do"
+            "and without keys that change the model, as --field and --color do; what an older version made is made anew"
         ) from error
     budget.load_state_dict(state.pop("budget"))
     if is_first():
@@ -231,13 +231,14 @@ def one_budget(overrides: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def use_threads(count: int) -> None:
-    """Give torch and the kernels this many threads; 0 means every core; of several ranks, their part of the
-    machine's."""
+    """Give torch and the kernels this many threads, but no more than there are cores; 0 means as many as torch takes
+    by itself, or, of several ranks, their part of the machine's."""
     from shared.encoding import cpu
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count == 0 and local > 1:  # torchrun would have each rank use one thread
-        count = max(1, (os.cpu_count() or 1) // local)
+        count = max(1, cores // local)
     if count > 0:
-        torch.set_num_threads(count)
+        torch.set_num_threads(min(count, cores))
     cpu.set_threads(torch.get_num_threads())

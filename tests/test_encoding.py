@@ -162,6 +162,16 @@ def test_interpolate_is_the_first_output_and_trains_the_table_alone(fast: str):
     assert x.grad is None
 
 
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_points_that_are_not_numbers_have_features_that_are_none(backend: str):
+    x = points(20)
+    x[3, 1], x[7] = torch.nan, torch.nan
+    device = device_of(backend)
+    features, jacobian = encode(x.to(device), table_of(MIXED).detach().to(device), MIXED, backend=backend)
+    assert torch.equal(features.isfinite().all(dim=1).cpu(), x.isfinite().all(dim=1))
+    assert jacobian.cpu()[x.isfinite().all(dim=1)].isfinite().all()
+
+
 @pytest.mark.parametrize("backend", FAST)
 def test_gradients_are_added_in_place_to_those_of_the_table(backend: str):
     device = device_of(backend)
@@ -189,6 +199,13 @@ def test_wrong_shapes_and_backends_are_refused():
         encode(torch.zeros(5, 2), table_of(MIXED), MIXED)
     with pytest.raises(UserError, match="cannot run on cuda"):
         choose_backend("cpu", torch.device("cuda"))
+    for table, active in ((table_of(MIXED)[1:], None), (table_of(MIXED), 5)):
+        with pytest.raises(ValueError, match="do not fit"):
+            encode(torch.zeros(5, 3), table, MIXED, active)
+    with pytest.raises(ValueError, match="no kernels"):
+        encode(torch.zeros(5, 3), table_of(MIXED), MIXED, backend="auto")
+    with pytest.raises(UserError, match="choose one of"):
+        choose_backend("tritn", torch.device("cpu"))
     assert choose_backend("auto", torch.device("cpu")) == "cpu"
     with pytest.raises(UserError, match="cannot run on cpu"):
         choose_backend("triton", torch.device("cpu"))

@@ -10,6 +10,7 @@ from mvrecon.color import spherical_harmonics
 from mvrecon.config import Config
 from mvrecon.fused_render import Sections
 from mvrecon.model import SurfaceModel
+from mvrecon.sampling import SdfVolume
 from shared.field import FieldConfig, Geometry
 
 CONFIG = Config(field=FieldConfig(levels=3, base=4, finest=16, log2_entries=9, feature=3))
@@ -21,7 +22,7 @@ def model(sharpness: float) -> SurfaceModel:
     with torch.no_grad():
         built.sharpness.fill_(sharpness)
         built.color.table.uniform_(-1, 1)
-        built.color.layers[-1].weight.mul_(4)  # some light is beyond what photos hold
+        built.color.mlp[-1].weight.mul_(4)
     return built
 
 
@@ -67,7 +68,21 @@ def test_fused_equals_torch_in_values_and_all_gradients(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5 * (1 + float(theirs.detach().abs().sum())) ** 0.5)
 
 
-def test_a_training_step_takes_the_fused_way_on_a_cpu_and_the_other_with_the_reference() -> None:
-    assert model(0.3)._can_fuse
+def test_the_radiance_of_these_tests_is_clipped_at_both_ends() -> None:
+    built, radiance = model(0.3), []
+    built.color.mlp[-1].register_forward_hook(lambda layer, inputs, output: radiance.append(output.detach()))
+    built._composited(*along_rays(50, 9), 1.0)
+    assert float(radiance[0].min()) < 0 and float(radiance[0].max()) > 1
+
+
+def test_rendering_takes_the_fused_way_on_a_cpu_and_the_other_with_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built, taken = model(0.3), []
+    fused = built._fused
+    monkeypatch.setattr(built, "_fused", lambda *given: taken.append("fused") or fused(*given))
+    origins, directions = torch.tensor([[0.0, 0.0, -3.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    built.render(SdfVolume(16, torch.device("cpu")), origins, directions)
+    assert taken == ["fused"]
     plain = replace(CONFIG, field=replace(CONFIG.field, backend="reference"))
     assert not SurfaceModel(plain, False, torch.device("cpu"))._can_fuse

@@ -12,7 +12,7 @@ from torch import Tensor
 from pointrecon.config import FitConfig
 from shared.checkpoint import latest_checkpoint
 from shared.errors import UserError
-from shared.loop import fit, made, one_budget, restore, with_length
+from shared.loop import fit, made, one_budget, restore, use_threads, with_length
 from shared.run_folder import Run, open_run
 from shared.runtime import Budget
 
@@ -195,3 +195,11 @@ def test_the_length_on_the_command_line_replaces_that_of_the_preset():
     assert one_budget([("train.steps", "none")]) == [("train.steps", "none")]
     both = [("train.steps", "9"), ("train.minutes", "5")]
     assert one_budget(both) == both
+
+
+def test_threads_are_as_many_as_asked_for_but_no_more_than_cores():
+    before = torch.get_num_threads()
+    for asked, found in ((1, 1), (0, 1), (10**6, len(os.sched_getaffinity(0)))):
+        use_threads(asked)
+        assert torch.get_num_threads() == found
+    use_threads(before)

@@ -33,6 +33,7 @@ def test_mask_is_cross_entropy_and_finite_where_it_is_wrong():
     opacity, mask = torch.tensor([0.8, 0.3, 0.0]), torch.tensor([1.0, 0.2, 0.9])
     expected = -(math.log(0.8) + math.log(0.7) + math.log(1e-3)) / 3
     assert float(mask_loss(opacity, mask)) == pytest.approx(expected, rel=1e-5)
+    assert mask_loss(opacity * torch.nan, mask).isnan()
 
 
 def test_pull_is_the_distance_or_its_square():

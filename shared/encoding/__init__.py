@@ -23,6 +23,8 @@ BACKENDS = ("auto", "cpu", "triton", "tinycudann", "reference")
 
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend to use: `auto` takes the fastest one for the device, a name is taken at its word or refused."""
+    if name not in BACKENDS:
+        raise UserError(f"field.backend {name}: is none; choose one of {', '.join(BACKENDS)}")
     needed = {"cpu": "cpu", "triton": "cuda", "tinycudann": "cuda"}
     if needed.get(name, device.type) != device.type:
         raise UserError(f"field.backend {name}: cannot run on {device.type}; use auto or reference")
@@ -63,8 +65,9 @@ def encode(
 
     Once differentiable with respect to x and table through both outputs on the fast backends, to any order on
     `reference`. Where `table` is a leaf that already has a gradient, `cpu` and `triton` add to that in place.
+    Raises ValueError where points, table and grid do not belong together.
     """
-    active = grid.levels if active is None else active
+    active = _levels(x, table, grid, active)
     if backend == "reference":
         return reference.encode(x, table, grid, active)
     if backend == "tinycudann":
@@ -81,12 +84,23 @@ def interpolate(
     backend: str = "reference",
 ) -> Float[Tensor, "n channels"]:
     """The features alone, for where no normal is needed: differentiable with respect to the table, not to x."""
-    active = grid.levels if active is None else active
+    active = _levels(x, table, grid, active)
     if backend == "reference":
         return reference.encode(x.detach(), table, grid, active)[0]
     if backend == "tinycudann":
         return tcnn.features(x.detach(), table, grid, active)
     return _Encode.apply(x.detach(), table, grid, active, False, backend)[0]
+
+
+def _levels(x: Tensor, table: Tensor, grid: HashGrid, active: int | None) -> int:
+    """The levels asked for. The kernels do not look whether they read within their arrays: here it is made sure."""
+    active = grid.levels if active is None else active
+    if x.shape[1:] != (3,) or table.shape != (grid.entries, grid.features) or not 0 <= active <= grid.levels:
+        raise ValueError(
+            f"points {tuple(x.shape)}, a table {tuple(table.shape)} and {active} levels do not fit a grid of "
+            f"{grid.levels} levels and {grid.entries} entries"
+        )
+    return active
 
 
 def _kernels(backend: str) -> ModuleType:
@@ -95,6 +109,8 @@ def _kernels(backend: str) -> ModuleType:
         from shared.encoding import gpu
 
         return gpu
+    if backend != "cpu":
+        raise ValueError(f"no kernels of backend {backend}")
     return cpu
 
 

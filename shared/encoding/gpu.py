@@ -77,7 +77,8 @@ def _cell(x, resolution):
     position = (x + 1.0) * (top * 0.5)
     slope = tl.where((position >= 0.0) & (position <= top), top * 0.5, 0.0)
     cell = tl.minimum(tl.maximum(position, 0.0), top - 1.0).to(tl.int32)
-    return cell, tl.minimum(tl.maximum(position - cell.to(tl.float32), 0.0), 1.0), slope
+    fraction = tl.minimum(tl.maximum(position - cell.to(tl.float32), 0.0), 1.0)
+    return cell, tl.where(position == position, fraction, position), slope  # maximum and minimum lose what is no number
 
 
 @triton.jit

@@ -8,6 +8,7 @@ every backend, so that a checkpoint means the same field everywhere.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class HashGrid:
     base: int
     finest: int
     log2_entries: int
-    features: int = 2
+    features: ClassVar[int] = 2  # as the kernels have it
 
     @cached_property
     def resolutions(self) -> tuple[int, ...]:

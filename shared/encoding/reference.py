@@ -23,7 +23,7 @@ def encode(
         resolution = grid.resolutions[level]
         position = (x + 1) * (resolution / 2)
         inside = ((position >= 0) & (position <= resolution)).to(x)
-        cell = position.detach().floor().clamp(0, resolution - 1)
+        cell = position.detach().nan_to_num(0).floor().clamp(0, resolution - 1)
         fraction = (position - cell).clamp(0, 1)
         weights = (1 - fraction, fraction)
         slope = inside * (resolution / 2)
