@@ -79,7 +79,7 @@ class Clip(torch.autograd.Function):
 def start_grey(last: nn.Linear) -> nn.Linear:
     """The last layer of a network whose output is radiance, so that it starts in the middle of what photos show."""
     with torch.no_grad():
-        last.bias += 0.5
+        last.bias.add_(0.5)
     return last
 
 

@@ -22,7 +22,7 @@ def model(sharpness: float) -> SurfaceModel:
     with torch.no_grad():
         built.sharpness.fill_(sharpness)
         built.color.table.uniform_(-1, 1)
-        built.color.mlp[-1].weight.mul_(4)
+        built.color.mlp[-1].weight.mul_(8)
     return built
 
 
