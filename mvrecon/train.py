@@ -47,7 +47,8 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     run = open_run(out, resume)
     frame = _frame(scene)
     extra = restore(trainer, run, budget, KIND, frame, config.data.root) if resume else {}
-    run.write_config(to_yaml(config))
+    if not budget.done:  # nothing more will be trained: what made the run stays
+        run.write_config(to_yaml(config))
     extra.update(frame=frame, device=str(device))
     width, height = scene.view_size
     photos = f"{len(scene.train)} photos to train on, {len(scene.test)} held out"
@@ -73,7 +74,7 @@ def train(config: Config, out: Path, resume: bool = False) -> bool:
     if finished and is_first():
         trainer.refresh_volume(1.0)
         preview(budget.steps)
-        print(f"meshing at {MESH_RESOLUTION}^3 cells")
+        print(f"meshing at {MESH_RESOLUTION}^3 cells; after an interruption --resume does it")
         mesh = surface_mesh(trainer.model, scene.to_world, MESH_RESOLUTION, device)
         save_mesh(mesh, out / "mesh.ply")
         made = f"{budget.steps} steps in {budget.seconds:.0f} s; this command took {time.monotonic() - began:.0f} s"

@@ -59,7 +59,7 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     print(f"{out}: {config.field.backbone} field, {backend} backend, {device}, {torch.get_num_threads()} threads")
     finished = run_loop(trainer, run, budget, KIND, config.train.save_seconds, extra)
     if finished and is_first():
-        print(f"meshing at {config.train.resolution}^3 cells")
+        print(f"meshing at {config.train.resolution}^3 cells; after an interruption --resume does it")
         mesh = finished_mesh(trainer.field, to_world, cloud, config, device)
         save_mesh(mesh, out / "mesh.ply")
         made = f"{budget.steps} steps in {budget.seconds:.0f} s; this command took {time.monotonic() - began:.0f} s"

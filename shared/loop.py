@@ -123,7 +123,8 @@ def fit(
     """
     recorder = Recorder(trainer, run, budget, kind, extra)
     if budget.done:
-        print(f"{run.folder}: has used up its {budget.length}; to go on, give --train.minutes or --train.steps")
+        more = "give a larger --train.minutes or --train.steps, in all"
+        print(f"{run.folder}: has used up its {budget.length}; to go on, {more}")
         if trainer.finish():
             recorder.save()
         return True
@@ -192,7 +193,8 @@ def restore(trainer: Trainer, run: Run, budget: Budget, kind: str, frame: list[f
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(
             f"{checkpoint.path}: holds another model than the config describes; resume with the run's own config.yaml, "
-            "and without keys that change the model, as --field and --color do; what an older version made is made anew"
+            "and without keys that change the model, as of --field, --color, --data.downscale and --train.cell; "
+            "a run of an older version has to be started again"
         ) from error
     budget.load_state_dict(state.pop("budget"))
     if is_first():

@@ -173,7 +173,7 @@ def test_a_spent_budget_of_minutes_is_said_and_nothing_is_done(tmp_path: Path, c
     trainer, run, budget = Stub(), Plain(open_run(tmp_path / "run", False).folder), Budget(minutes=2)
     budget.load_state_dict({"steps": 9, "seconds": 121.0})
     assert fit(trainer, run, budget, KIND, 1e9, {"device": "cpu"})
-    assert "has used up its 2 min; to go on, give --train.minutes" in capsys.readouterr().out
+    assert "has used up its 2 min; to go on, give a larger --train.minutes" in capsys.readouterr().out
     assert trainer.steps == 0 and not list((tmp_path / "run").iterdir())
 
 
