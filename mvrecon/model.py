@@ -18,7 +18,7 @@ from mvrecon.volume import composite
 from shared.field import Geometry, build_field
 from shared.geometry import ray_sphere
 
-# The colour of a section of less weight is not computed: what a ray has of them seldom changes it by a grey level.
+# The colour of a section of less weight is not computed: each changes its ray by less than this, of a range of 0..1.
 FAINT = 1e-3
 
 

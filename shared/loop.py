@@ -233,8 +233,8 @@ def one_budget(overrides: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def use_threads(count: int) -> None:
-    """Give torch and the kernels this many threads, but no more than there are cores; 0 means as many as torch takes
-    by itself, or, of several ranks, their part of the machine's."""
+    """Give torch and the kernels this many threads, but no more than there are cores; 0 leaves torch's number as it
+    is, every core unless it was set, or of several ranks gives each its part of the machine's."""
     from shared.encoding import cpu
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
