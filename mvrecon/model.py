@@ -1,5 +1,6 @@
 """A surface seen through volume rendering: signed distance field, colour, sharpness, and what lies around it."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,9 @@ from shared.geometry import ray_sphere
 
 # The colour of a section of less weight is not computed: each changes its ray by less than this, of a range of 0..1.
 FAINT = 1e-3
+# Largest 1/s by the finest cells along half of the box: the logistic is then an eighth of a cell wide. Dense samples
+# would let it grow without end, and what few of them see of a surface that sharp is noise.
+SHARPEST = 8.0
 
 
 class Rendering(NamedTuple):
@@ -67,6 +71,11 @@ class SurfaceModel(nn.Module):
     def inverse_width(self) -> Float[Tensor, ""]:
         """1/s of NeuS's logistic, as exp(10 v) so that Adam moves it fast enough."""
         return torch.exp(10 * self.sharpness).clamp(1e-6, 1e6)
+
+    @torch.no_grad()
+    def limit_sharpness(self) -> None:
+        """Bring 1/s back to the largest that the field's cells can show, after a step."""
+        self.sharpness.clamp_(max=0.1 * math.log(SHARPEST * 0.5 * self.config.field.finest))
 
     def render(
         self,

@@ -39,6 +39,7 @@ class Trainer:
         rendering = self.model.render(self.volume, *rays, progress, self.rand, anneal)
         loss, terms = total_loss(self.config.loss, self.model.field, batch, rendering, progress, self.rand)
         self.optimisers.step(loss, progress)
+        self.model.limit_sharpness()
         self.steps += 1
         return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 

@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--downscale", type=int, default=1, help="divide its photos' sides by this")
     parser.add_argument("--holdout", default="", help="its held-out views, for `quality`: 8,24,40")
     parser.add_argument("--points", type=Path, help="points on its surface, for `quality` (default: SCENE/mesh.ply)")
-    parser.add_argument("--steps", type=int, default=1000, help="length of the runs of `quality`")
+    parser.add_argument("--steps", type=int, default=3000, help="length of the runs of `quality`")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each kind of `quality`")
     parser.add_argument("--resolution", type=int, default=512, help="cells along an edge for `mesh`")
     parser.add_argument("--json", type=Path, help="write the figures there, too")

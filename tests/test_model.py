@@ -87,3 +87,13 @@ def test_annealing_leads_from_halved_slopes_to_exact_ones():
     half = model.render(volume, origins, directions, anneal=0.5).weights
     assert (early - exact).abs().max() > (half - exact).abs().max() > 0.01
     torch.testing.assert_close(model.render(volume, origins, directions).weights, exact)
+
+
+def test_sharpness_ends_where_the_cells_do():
+    model = SurfaceModel(CONFIG, False, CPU)
+    model.limit_sharpness()
+    assert model.sharpness.item() == pytest.approx(0.3)
+    with torch.no_grad():
+        model.sharpness.fill_(2.0)
+    model.limit_sharpness()
+    assert model.inverse_width.item() == pytest.approx(4 * CONFIG.field.finest, rel=1e-4)  # a cell is 2 / finest wide
