@@ -101,7 +101,9 @@ class TrainConfig:
     save_seconds: float = key(60.0, "seconds between checkpoints", minimum=0.0)
     previews: int = key(4, "pictures of a held-out view during the run", minimum=0)
     seed: int = key(0, "seed of everything random", minimum=0, maximum=2**63 - 1)
-    threads: int = key(0, "CPU threads, no more than cores; 0 means all cores", minimum=0)
+    threads: int = key(
+        0, "CPU threads, no more than cores; 0: every core, or as many as OMP_NUM_THREADS says", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

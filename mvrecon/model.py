@@ -21,9 +21,9 @@ from shared.geometry import ray_sphere
 
 # The colour of a section of less weight is not computed: each changes its ray by less than this, of a range of 0..1.
 FAINT = 1e-3
-# Largest 1/s by the finest cells along half of the box: the logistic is then an eighth of a cell wide. Dense samples
-# would let it grow without end, and what few of them see of a surface that sharp is noise.
-SHARPEST = 8.0
+# The logistic's scale, in finest cells (those that the photos ask for, of whatever field), at its narrowest. With many
+# samples a ray it would narrow without end; a surface that sharp is hit by ever fewer of them, and falls apart.
+NARROWEST = 0.125
 
 
 class Rendering(NamedTuple):
@@ -74,8 +74,9 @@ class SurfaceModel(nn.Module):
 
     @torch.no_grad()
     def limit_sharpness(self) -> None:
-        """Bring 1/s back to the largest that the field's cells can show, after a step."""
-        self.sharpness.clamp_(max=0.1 * math.log(SHARPEST * 0.5 * self.config.field.finest))
+        """Keep the logistic from becoming too narrow, after a step."""
+        cell = 2 / self.config.field.finest
+        self.sharpness.clamp_(max=-0.1 * math.log(NARROWEST * cell))
 
     def render(
         self,

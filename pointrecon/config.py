@@ -174,7 +174,9 @@ class FitConfig:
         None, "cells along an edge of the box for mesh.ply; none: 384, or up to 512 for fine clouds", minimum=8
     )
     seed: int = key(0, "seed of everything random", minimum=0, maximum=2**63 - 1)
-    threads: int = key(0, "CPU threads, no more than cores; 0 means all cores", minimum=0)
+    threads: int = key(
+        0, "CPU threads, no more than cores; 0: every core, or as many as OMP_NUM_THREADS says", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
     scripts/benchmark.py --json benchmark.json --plots docs     every part, and the plots of the growth table
     scripts/benchmark.py --only encode,step --scene SCENE       some parts; SCENE in the DTU layout, with masks
 
-Every figure is the median over repeats on whatever the machine is doing: compare ratios, not milliseconds, between
-machines. A floor is the time that the machine, at the copy bandwidth and matrix rate measured first, would need for the
+Figures of less than some seconds are medians over repeats; what takes longer (a whole lattice, a fit) is done once, and
+so says what the machine was doing then. Compare ratios, not milliseconds, between machines. A floor is the time that the machine, at the copy bandwidth and matrix rate measured first, would need for the
 bytes and products that cannot be avoided.
 """
 

@@ -241,6 +241,8 @@ def use_threads(count: int) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count == 0 and local > 1:  # torchrun would have each rank use one thread
         count = max(1, cores // local)
+    if count > cores:
+        print(f"warning: {count} threads: there are {cores} cores; using as many threads", file=sys.stderr)
     if count > 0:
         torch.set_num_threads(min(count, cores))
     cpu.set_threads(torch.get_num_threads())

@@ -84,6 +84,10 @@ def test_photos(backend: str, masks: bool, tmp_path) -> None:
     )
     trainer = mvrecon.trainer.Trainer(config, load(config.data), CPU)
     assert curve(trainer) == pytest.approx(MASKED if masks else UNMASKED, rel=2e-3)
+    with torch.no_grad():
+        trainer.model.sharpness.fill_(2.0)
+    trainer.step(1.0)
+    assert trainer.model.inverse_width.item() == pytest.approx(8 * config.field.finest / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

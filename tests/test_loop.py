@@ -197,9 +197,11 @@ def test_the_length_on_the_command_line_replaces_that_of_the_preset():
     assert one_budget(both) == both
 
 
-def test_threads_are_as_many_as_asked_for_but_no_more_than_cores():
-    before = torch.get_num_threads()
-    for asked, found in ((1, 1), (0, 1), (10**6, len(os.sched_getaffinity(0)))):
+def test_threads_are_as_many_as_asked_for_but_no_more_than_cores(capsys):
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    for asked, found in ((1, 1), (0, 1), (10**6, cores)):
+        assert not capsys.readouterr().err
         use_threads(asked)
         assert torch.get_num_threads() == found
+    assert f"1000000 threads: there are {cores} cores" in capsys.readouterr().err
     use_threads(before)

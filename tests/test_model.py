@@ -89,11 +89,11 @@ def test_annealing_leads_from_halved_slopes_to_exact_ones():
     torch.testing.assert_close(model.render(volume, origins, directions).weights, exact)
 
 
-def test_sharpness_ends_where_the_cells_do():
+def test_a_logistic_is_never_narrower_than_an_eighth_of_a_cell():
     model = SurfaceModel(CONFIG, False, CPU)
     model.limit_sharpness()
     assert model.sharpness.item() == pytest.approx(0.3)
     with torch.no_grad():
         model.sharpness.fill_(2.0)
     model.limit_sharpness()
-    assert model.inverse_width.item() == pytest.approx(4 * CONFIG.field.finest, rel=1e-4)  # a cell is 2 / finest wide
+    assert 1 / model.inverse_width.item() == pytest.approx(2 / CONFIG.field.finest / 8, rel=1e-4)
