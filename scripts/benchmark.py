@@ -4,8 +4,9 @@
     scripts/benchmark.py --only encode,step --scene SCENE       some parts; SCENE in the DTU layout, with masks
 
 Figures of less than some seconds are medians over repeats; what takes longer (a whole lattice, a fit) is done once, and
-so says what the machine was doing then. Compare ratios, not milliseconds, between machines. A floor is the time that the machine, at the copy bandwidth and matrix rate measured first, would need for the
-bytes and products that cannot be avoided.
+so says what the machine was doing then. Compare ratios, not milliseconds, between machines. A floor is the time that
+the machine, at the copy bandwidth and matrix rate measured first, would need for the bytes and products that cannot be
+avoided.
 """
 
 import argparse
