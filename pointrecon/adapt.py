@@ -35,8 +35,15 @@ CLEAN = {
     "bend": 0.0,
     "plane": 0.3,
     "space": Schedule(0.15, 1.0, 0.2, 0.4),
+    "hole": Schedule(0.05, 0.0, 0.05, 0.05),
 }
-NOISE = {"target": "origin", "bend": 0.001, "plane": 0.05, "space": Schedule(0.15, 1.0, 0.05, 0.4)}
+NOISE = {
+    "target": "origin",
+    "bend": 0.001,
+    "plane": 0.05,
+    "space": Schedule(0.15, 1.0, 0.05, 0.4),
+    "hole": Schedule(0.0),
+}
 # Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
 SOFTNESS = 1.5  # in standard deviations of the noise

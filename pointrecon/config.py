@@ -90,6 +90,12 @@ class LossConfig:
         "pull: queries from all of space count less beside the plane through their nearest point's neighbours (where "
         "these lie in one), as in a hole, beside its rim; not within what is enclosed; false: all count the same",
     )
+    hole: Schedule | None = key(
+        None,
+        "pull: beside the cloud's planes, as in a hole beside its rim, normals are those of the rim, and smooth; needs "
+        "facing; none: 0.05 from a twentieth of the run on, or 0 in noise",
+        minimum=0.0,
+    )
     surface: Schedule | None = key(
         None,
         "siren, igr: distances at the cloud's points are zero; none: as the objective's paper, 1000 or 1",

@@ -67,9 +67,13 @@ def beside(
     x: Float[Tensor, "n 3"], gradient: Float[Tensor, "n 3"], step: float, noise: Float[Tensor, "n 3"]
 ) -> Float[Tensor, "n 3"]:
     """Places at distance `step` from x along the level sets there, in the directions of `noise`, within the box."""
+    return (x + step * F.normalize(along(gradient, noise), dim=1)).clamp(-1, 1)
+
+
+def along(gradient: Float[Tensor, "n 3"], noise: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """The part of `noise` that lies in the planes across the gradients."""
     normal = F.normalize(gradient.detach(), dim=1)
-    along = noise - (noise * normal).sum(dim=1, keepdim=True) * normal
-    return (x + step * F.normalize(along, dim=1)).clamp(-1, 1)
+    return noise - (noise * normal).sum(dim=1, keepdim=True) * normal
 
 
 def bend_loss(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
@@ -77,8 +81,13 @@ def bend_loss(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"]) -> Float[
 
     Not squared: a sharp edge costs no more than a round one, so that noise is bent flat and edges stay.
     """
+    return ranks.part_of_mean(smooth_error(here, there), len(here))
+
+
+def smooth_error(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """Length of the difference between normals, rounded near zero."""
     apart = (F.normalize(here, dim=1) - F.normalize(there, dim=1)).square().sum(dim=1)
-    return ranks.part_of_mean((apart + 1e-4).sqrt(), len(apart))
+    return (apart + 1e-4).sqrt()
 
 
 def eikonal_error(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:

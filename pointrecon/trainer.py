@@ -13,6 +13,7 @@ from torch import Tensor
 from pointrecon.config import Config, LossConfig
 from pointrecon.enclosed import enclosed, lookup
 from pointrecon.objectives import (
+    along,
     bend_loss,
     beside,
     chord_error,
@@ -22,6 +23,7 @@ from pointrecon.objectives import (
     gradient_error,
     off_surface_error,
     pull_loss,
+    smooth_error,
     soft_abs,
 )
 from pointrecon.queries import QuerySampler
@@ -35,6 +37,11 @@ from shared.ranks import part_of_mean, shard
 
 Terms = dict[str, Tensor]
 
+# Queries beside the cloud's planes tell how the surface goes on, if they are nearer to the field's surface than this
+# (field units), and so many finest cells away from the cloud: between points of the cloud nothing is missing.
+IN_REACH, AWAY = 0.2, 2.0
+# How much the smoothness of that counts, by the rim's normals, and standard deviation of the way on which it is asked.
+SMOOTH, SMOOTH_REACH = 0.6, 0.16
 OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
 
 
@@ -96,6 +103,8 @@ class Trainer:
             terms["alignment"] = self._alignment(batch, geometry, active)
         if self._weight("bend", progress) > 0 and progress >= self.plane:
             terms["bend"] = self._bend(batch, geometry, active)
+        if batch.facing is not None and self._weight("hole", progress) > 0:
+            terms["hole"] = self._hole(batch, geometry, active)
         if self.iso.ready:
             terms |= self.iso.terms(self.field, active)
         total = torch.zeros((), device=self.device)
@@ -185,6 +194,25 @@ class Trainer:
         moved = beside(x, there, 1 / self.config.field.finest, noise)
         return bend_loss(there, self.field.geometry(moved, active).gradient)
 
+    def _hole(self, batch: Batch, geometry: Geometry, active: int | None) -> Tensor:
+        """Where a part of the surface is missing: normals of queries beside the rim are those of the rim, so that the
+        surface goes on as it comes, and normals of places that lie beside each other are alike."""
+        assert batch.facing is not None, "asked for only where queries are weighed"
+        noise = shard(self.queries.noise(self.config.queries.batch)).to(self.device)
+        beyond = _part(geometry, slice(batch.near, None))
+        away = (batch.x - batch.nearest)[batch.near :].norm(dim=1) > AWAY * 2 / self.config.field.finest
+        chosen = (batch.facing < 0.5) & (beyond.sdf.detach().abs() < IN_REACH) & away
+        x, nearest, noise = (part[batch.near :][chosen] for part in (batch.x, batch.nearest, noise))
+        there = _part(beyond, chosen)
+        with torch.no_grad():
+            rim = self.field.geometry(nearest, active).gradient
+            at = pull(x, there.sdf, there.gradient).clamp(-1, 1)
+        goes_on = (1 - batch.facing[chosen]) * direction_error(there.gradient, rim)
+        here = self.field.geometry(at, active).gradient
+        moved = (at + SMOOTH_REACH * along(here, noise)).clamp(-1, 1)
+        smooth = smooth_error(here, self.field.geometry(moved, active).gradient)
+        return part_of_mean(goes_on + SMOOTH * smooth, len(batch.facing))
+
     @torch.no_grad()
     def _gradient(self, x: Float[Tensor, "n 3"], progress: float) -> Float[Tensor, "n 3"]:
         return self.field.geometry(x, self.field.active(progress)).gradient
@@ -212,17 +240,17 @@ class Trainer:
         self.steps = state["steps"]
 
 
-def _part(geometry: Geometry, rows: slice) -> Geometry:
+def _part(geometry: Geometry, rows: slice | Tensor) -> Geometry:
     return Geometry(*(part[rows] for part in geometry))
 
 
 def _weights(loss: LossConfig) -> dict[str, Schedule]:
     """The weight of each term. Raises ValueError where one is open that the objective has."""
-    own = {"pull": ["space"], "siren": ["surface", "normal", "off_surface", "eikonal"]}
+    own = {"pull": ["space", "hole"], "siren": ["surface", "normal", "off_surface", "eikonal"]}
     needed = own.get(loss.objective, ["surface", "normal", "eikonal"])
     needed += ["iso_sdf", "iso_normal"] if loss.iso_points else []
     if any(getattr(loss, name) is None for name in needed):
         raise ValueError("weights are open that follow from the objective; see pointrecon.adapt")
     names = ("space", "surface", "normal", "off_surface", "eikonal", "alignment", "iso_sdf", "iso_normal")
     weights: dict[str, Schedule] = {name: getattr(loss, name) or Schedule(0.0) for name in names}
-    return {**weights, "pull": Schedule(1.0), "bend": Schedule(loss.bend or 0.0)}
+    return {**weights, "pull": Schedule(1.0), "bend": Schedule(loss.bend or 0.0), "hole": loss.hole or Schedule(0.0)}

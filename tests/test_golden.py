@@ -103,6 +103,7 @@ def test_cloud(backend: str) -> None:
             plane=0.3,
             enclosed=False,
             facing=False,
+            hole=Schedule(0.0),
             space=Schedule(0.3),
             alignment=Schedule(0.01),
             alignment_points=64,

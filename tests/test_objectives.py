@@ -108,6 +108,7 @@ def loops(fit: Trainer, progress: float) -> dict[str, float]:
     loss, queries = fit.config.loss, fit.queries
     state = queries.state_dict()
     batch, rows = queries.draw(fit.config.queries.batch)
+    noise = queries.noise(fit.config.queries.batch)
     queries.load_state_dict(state)
     terms: dict[str, list[float]] = {}
 
@@ -118,14 +119,26 @@ def loops(fit: Trainer, progress: float) -> dict[str, float]:
     def add(name: str, error: float) -> None:
         terms.setdefault(name, []).append(error)
 
-    for x, nearest, origin, in_space, row in zip(*batch, rows, strict=True):
+    def hole_error(x: Tensor, f: float, gradient: Tensor, nearest: Tensor, along: Tensor, facing: float) -> float:
+        turned = torch.nn.functional.cosine_similarity(gradient, ask(nearest)[1], dim=0)
+        at = x - f * gradient / gradient.norm()
+        normal = ask(at)[1] / ask(at)[1].norm()
+        beside = ask(at + 0.16 * (along - (along @ normal) * normal))[1]
+        bent = (normal - beside / beside.norm()).square().sum()
+        return (1 - facing) * (1 - float(turned)) + 0.6 * math.sqrt(float(bent) + 1e-4)
+
+    for x, nearest, origin, in_space, row, along in zip(*batch, rows, noise, strict=True):
         f, gradient = ask(x)
         at_f, at_gradient = ask(origin)
         length, at_length = float(gradient.norm()), float(at_gradient.norm())
         normal = None if fit.normals is None else fit.normals[row]
         if loss.objective == "pull":
             apart = float((x - f * gradient / length - nearest).norm())
-            apart *= float(queries.facing(x[None], row[None])) if in_space else 1.0
+            facing = float(queries.facing(x[None], row[None])) if in_space else 1.0
+            apart *= facing
+            if in_space:
+                missing = facing < 0.5 and abs(f) < 0.2 and float((x - nearest).norm()) > 4 / fit.config.field.finest
+                add("hole", hole_error(x, f, gradient, nearest, along, facing) if missing else 0)
             if not in_space and progress >= fit.plane:
                 target = nearest if loss.target == "nearest" else origin
                 there = torch.nn.functional.normalize(ask(target)[1], dim=0)
@@ -156,8 +169,8 @@ def loops(fit: Trainer, progress: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("objective", "normals", "weights"),
     [
-        ("pull", False, {"pull": 1, "space": 1, "eikonal": 0.1}),
-        ("pull", True, {"pull": 1, "space": 1, "eikonal": 0.1, "normal": 0.01}),
+        ("pull", False, {"pull": 1, "space": 1, "eikonal": 0.1, "hole": 0.05}),
+        ("pull", True, {"pull": 1, "space": 1, "eikonal": 0.1, "hole": 0.05, "normal": 0.01}),
         ("siren", False, {"surface": 1000, "off_surface": 50, "eikonal": 100}),
         ("siren", True, {"surface": 1000, "normal": 100, "off_surface": 50, "eikonal": 100}),
         ("igr", False, {"surface": 1, "eikonal": 0.1}),
@@ -165,7 +178,8 @@ def loops(fit: Trainer, progress: float) -> dict[str, float]:
     ],
 )
 def test_a_step_has_the_terms_of_its_objective(objective: str, normals: bool, weights: dict[str, float]):
-    fit = trainer(normals, loss__objective=objective, **({"loss__eikonal": "0.1"} if objective == "pull" else {}))
+    keys = {"loss__eikonal": "0.1", "field__finest": "64"} if objective == "pull" else {}
+    fit = trainer(normals, loss__objective=objective, **keys)
     for _ in range(3):  # away from the sphere that a field starts as
         fit.step(0.0)
     expected = loops(fit, 0.1)
@@ -173,6 +187,7 @@ def test_a_step_has_the_terms_of_its_objective(objective: str, normals: bool, we
     total = sum(weight * expected[name] for name, weight in weights.items())
     assert found == pytest.approx({"loss": total, **expected}, rel=1e-4)
     assert expected.keys() == weights.keys()
+    assert expected.get("hole", 1) > 0
 
 
 @pytest.mark.parametrize("target", ["nearest", "origin"])
