@@ -251,6 +251,6 @@ def _weights(loss: LossConfig) -> dict[str, Schedule]:
     needed += ["iso_sdf", "iso_normal"] if loss.iso_points else []
     if any(getattr(loss, name) is None for name in needed):
         raise ValueError("weights are open that follow from the objective; see pointrecon.adapt")
-    names = ("space", "surface", "normal", "off_surface", "eikonal", "alignment", "iso_sdf", "iso_normal")
+    names = ("space", "surface", "normal", "off_surface", "eikonal", "alignment", "hole", "iso_sdf", "iso_normal")
     weights: dict[str, Schedule] = {name: getattr(loss, name) or Schedule(0.0) for name in names}
-    return {**weights, "pull": Schedule(1.0), "bend": Schedule(loss.bend or 0.0), "hole": loss.hole or Schedule(0.0)}
+    return {**weights, "pull": Schedule(1.0), "bend": Schedule(loss.bend or 0.0)}
