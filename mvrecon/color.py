@@ -48,7 +48,7 @@ def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 9"]:
     All products of two factors and one matrix: few operations, for the sake of small batches.
     """
     factors = F.pad(d, (1, 0), value=1.0)
-    return (factors[:, :, None] * factors[:, None]).reshape(-1, 16) @ FROM_PRODUCTS.to(d)
+    return (factors[:, :, None] * factors[:, None]).reshape(-1, 16) @ FROM_PRODUCTS.to(d, non_blocking=True)
 
 
 class Clip(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """The terms that `mvrecon train` minimises."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mvrecon.config import LossConfig
@@ -24,9 +24,9 @@ def color_loss(
     return ranks.part_of_mean(error * inside, inside.sum())
 
 
-def eikonal_loss(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
-    """Mean of (|grad f| - 1)^2 (Gropp et al. 2020)."""
-    return ranks.part_of_mean((gradient.norm(dim=1) - 1).square(), len(gradient))
+def eikonal_loss(gradient: Float[Tensor, "n 3"], counted: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+    """Mean of (|grad f| - 1)^2 (Gropp et al. 2020) over the points that count."""
+    return ranks.part_of_mean((gradient.norm(dim=1) - 1).square() * counted, counted.sum())
 
 
 def mask_loss(opacity: Float[Tensor, " r"], mask: Float[Tensor, " r"]) -> Float[Tensor, ""]:
@@ -43,13 +43,12 @@ def alignment_term(
     """Level set alignment at k samples of every ray, near the surface and far from it alike; `chance` (0..1) says
     which."""
     x, known = rendering.points, rendering.geometry
-    chance = chance[rendering.hit]
-    samples = len(x) // max(1, len(chance))
+    chance, samples = chance[rendering.ray], rendering.t.shape[1]
     first = samples * torch.arange(len(chance), device=x.device)[:, None]
-    chosen = (first + (chance * samples).long()).reshape(-1)
-    there = Geometry(known.sdf[chosen], known.gradient[chosen], known.feature[chosen])
-    pulled = pull(x[chosen], there.sdf, there.gradient)
-    return alignment_loss(there, field.geometry(pulled, active).gradient)
+    picked = (first + (chance * samples).long()).reshape(-1)
+    there = Geometry(known.sdf[picked], known.gradient[picked], known.feature[picked])
+    pulled = pull(x[picked], there.sdf, there.gradient)
+    return alignment_loss(there, field.geometry(pulled, active).gradient, counted=rendering.counted[picked])
 
 
 def total_loss(
@@ -63,7 +62,7 @@ def total_loss(
     """The weighted sum and its terms by name. A term of weight zero is not computed."""
     terms = {"color": color_loss(rendering.color, batch.color, batch.mask)}
     total = terms["color"]
-    terms["eikonal"] = eikonal_loss(rendering.geometry.gradient)
+    terms["eikonal"] = eikonal_loss(rendering.geometry.gradient, rendering.counted)
     total = total + config.eikonal(progress) * terms["eikonal"]
     if batch.mask is not None and config.mask(progress) > 0:
         terms["mask"] = mask_loss(rendering.opacity, batch.mask)

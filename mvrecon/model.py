@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mvrecon.background import Background
@@ -27,12 +27,14 @@ NARROWEST = 0.125
 
 
 class Rendering(NamedTuple):
-    """r rays: colours over the background, opacity of the surface, and which rays meet the unit sphere. Of the h that
-    do: weights and middles of their s sections; n = h s sampled points and the field there."""
+    """r rays: colours over the background, opacity of the surface, and which rays meet the unit sphere. Of h rays, all
+    that do and on a GPU the others, too: their indices, weights and middles of their s sections; n = h s sampled points
+    and the field there."""
 
     color: Float[Tensor, "r 3"]
     opacity: Float[Tensor, " r"]
     hit: Bool[Tensor, " r"]
+    ray: Int64[Tensor, " h"]
     weights: Float[Tensor, "h s"]
     t: Float[Tensor, "h s"]
     points: Float[Tensor, "n 3"]
@@ -48,11 +50,19 @@ class Rendering(NamedTuple):
         """Gradients of the field, summed with the weights."""
         return self._every_ray(torch.einsum("hs,hsa->ha", self.weights, self.geometry.gradient.view(*self.t.shape, 3)))
 
+    @property
+    def counted(self) -> Bool[Tensor, " n"]:
+        """Which points are of rays that meet the sphere."""
+        return self.hit[self.ray].repeat_interleave(self.t.shape[1])
+
     def _every_ray(self, values: Tensor) -> Tensor:
-        """Values (h, ...) of the rays that meet the sphere as those of all (r, ...), zero for the others."""
-        every = values.new_zeros(len(self.hit), *values.shape[1:])
-        every[self.hit] = values
-        return every
+        """Values (h, ...) of the sampled rays, zero where one misses the sphere, as those of all (r, ...)."""
+        return values.new_zeros(len(self.hit), *values.shape[1:]).index_copy(0, self.ray, values)
+
+
+def chosen(mask: Bool[Tensor, " n"]) -> Int64[Tensor, " k"]:
+    """Indices of what is worth computing; on a GPU of all, since the host would have to wait for their number."""
+    return mask.nonzero()[:, 0] if mask.device.type == "cpu" else torch.arange(len(mask), device=mask.device)
 
 
 class SurfaceModel(nn.Module):
@@ -93,7 +103,7 @@ class SurfaceModel(nn.Module):
         Rays that miss the unit sphere see the background alone.
         """
         near, far, hit = ray_sphere(origins, directions)
-        ray = hit.nonzero()[:, 0]
+        ray = chosen(hit)
         bounds, toward = (near[ray], far[ray]), directions[ray]
         jitter = None if rand is None else rand(self.config.sampling.importance + 2)[ray]
         t, spacing = self._sections(volume, origins[ray], toward, bounds, progress, jitter)
@@ -105,7 +115,7 @@ class SurfaceModel(nn.Module):
         light = torch.ones(len(hit), device=x.device).index_copy(0, ray, passed)
         if self.background is not None:
             color = color + light[:, None] * self.background(origins, directions, 0.5 if rand is None else rand(1))
-        return Rendering(color, 1 - light, hit, weights, t, x, geometry)
+        return Rendering(color, 1 - light, hit, ray, weights, t, x, geometry)
 
     def _sections(
         self,
@@ -124,7 +134,7 @@ class SurfaceModel(nn.Module):
             shift = 0.5 if jitter is None else jitter[:, :1]
             t = upsample(lambda x: self.field.sdf(x, active), origins, directions, bounds, counts, shift)
         else:
-            width = float(self.inverse_width.detach().clamp(max=sampling.sharpest_proposal(progress)))
+            width = self.inverse_width.detach().clamp(max=sampling.sharpest_proposal(progress))
             proposed = (sampling.scan, sampling.importance, sampling.uniform)
             t = propose(volume, origins, directions, bounds, proposed, width, jitter)
         last = ((bounds[1] - bounds[0]) / sampling.scan)[:, None]
@@ -150,9 +160,10 @@ class SurfaceModel(nn.Module):
         sdf = geometry.sdf.reshape(rays, samples)
         alpha = neus_alpha(sdf, cosine, sections.spacing, self.inverse_width, anneal)
         weights, passed = composite(alpha * sections.within)
-        seen = (weights.detach().reshape(-1) > FAINT).nonzero()[:, 0]
+        shown = torch.where(weights.detach() > FAINT, weights, 0).reshape(-1)
+        seen = chosen(shown.detach() > 0)
         ray = seen // samples
         points, harmonics = sections.points[seen], sections.harmonics[ray]
         color = self.color(points, geometry.gradient[seen], harmonics, geometry.feature[seen])
-        weighted = weights.reshape(-1)[seen][:, None] * color
+        weighted = shown[seen][:, None] * color
         return torch.zeros(rays, 3, device=points.device).index_add(0, ray, weighted), weights, passed

@@ -74,7 +74,7 @@ def propose(
     directions: Float[Tensor, "r 3"],
     bounds: tuple[Float[Tensor, " r"], Float[Tensor, " r"]],
     counts: tuple[int, int, int],
-    inverse_width: float,
+    inverse_width: Float[Tensor, ""] | float,
     jitter: Float[Tensor, "r j"] | None = None,
 ) -> Float[Tensor, "r s"]:
     """Sorted distances along rays where to ask the network.
@@ -90,7 +90,7 @@ def propose(
     rays = torch.cat([origins, directions, torch.stack(bounds, dim=1)], dim=1)
     if rays.device.type == "cpu" and volume.values.dtype == rays.dtype == torch.float32:
         t = torch.empty(len(rays), importance + uniform)
-        propose_cpu.propose(*(a.numpy() for a in (volume.values, rays, jitter)), scan, inverse_width, t.numpy())
+        propose_cpu.propose(*(a.numpy() for a in (volume.values, rays, jitter)), scan, float(inverse_width), t.numpy())
         return t
     return propose_reference(volume, rays, jitter, counts, inverse_width)
 
@@ -100,7 +100,7 @@ def propose_reference(
     rays: Float[Tensor, "r 8"],
     jitter: Float[Tensor, "r j"],
     counts: tuple[int, int, int],
-    inverse_width: float,
+    inverse_width: Float[Tensor, ""] | float,
 ) -> Float[Tensor, "r s"]:
     """`propose` in torch. A ray is origin, direction, near and far."""
     scan, importance, uniform = counts
@@ -114,7 +114,9 @@ def propose_reference(
     return torch.cat([near_surface, spread], dim=1).sort(dim=1).values
 
 
-def section_weights(t: Float[Tensor, "r n"], sdf: Float[Tensor, "r n"], inverse_width: float) -> Float[Tensor, "r m"]:
+def section_weights(
+    t: Float[Tensor, "r n"], sdf: Float[Tensor, "r n"], inverse_width: Float[Tensor, ""] | float
+) -> Float[Tensor, "r m"]:
     """NeuS weights of the m = n - 1 sections between points of known distance."""
     step = t.diff(dim=1)
     slope = sdf.diff(dim=1) / (step + 1e-5)

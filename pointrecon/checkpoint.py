@@ -14,8 +14,7 @@ from shared.config import read_config
 from shared.errors import UserError
 from shared.field import Field, build_field
 from shared.geometry import Similarity
-from shared.loop import made, use_threads
-from shared.runtime import choose_device
+from shared.loop import made, use_threads, where_to_read
 
 KIND = "pointrecon"
 
@@ -38,7 +37,10 @@ class LoadedRun:
 
         Outside of the box around the cloud, whose longest side is 1.25 times the cloud's, they are extrapolated: the
         distance to the box is added to that of the nearest place in it.
+        Raises ValueError for points that are not finite.
         """
+        if not np.isfinite(points).all():
+            raise ValueError("points: some are not finite")
         unit = self.to_world.to_unit(np.asarray(points, np.float64).reshape(-1, 3))
         inside = unit.clip(-1, 1)
         parts = torch.from_numpy(inside.astype(np.float32)).to(self.device).split(chunk)
@@ -48,7 +50,7 @@ class LoadedRun:
 
 
 def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
-    """Read a run folder; the device is the config's unless one is named.
+    """Read a run folder; for the device see `where_to_read`.
 
     Raises UserError when there is no run, no readable checkpoint, or the checkpoint does not fit the config.
     """
@@ -56,15 +58,15 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
         raise UserError(f"{folder}: holds no run; give the folder that `pointrecon fit --out` made")
     # The checkpoint before the config: a run of the other door is named as such, not as one with unknown keys.
     checkpoint = latest_checkpoint(folder, KIND)
-    config = read_config(Config, folder / "config.yaml")
-    device = choose_device(device_name or config.device)
+    config, device = where_to_read(read_config(Config, folder / "config.yaml"), device_name)
     use_threads(config.train.threads)
     field = build_field(config.field, device)
     try:
         field.load_state_dict(checkpoint.state["trainer"]["field"])
     except (RuntimeError, KeyError) as error:
         raise UserError(
-            f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file"
+            f"{checkpoint.path}: holds another model than {folder}/config.yaml describes; restore that file, "
+            "or fit again if an older version made this run"
         ) from error
     scale, x, y, z = checkpoint.state["frame"]
     return LoadedRun(folder, config, field.eval(), Similarity(scale, (x, y, z)), device, made(checkpoint.state))

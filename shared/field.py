@@ -236,7 +236,11 @@ Field = GridField | MLPField | SirenField
 
 
 def build_field(config: FieldConfig, device: torch.device) -> Field:
-    """The field that the config describes, on the device. Initial weights come from torch's global generator."""
+    """The field that the config describes, on the device. Initial weights come from torch's global generator.
+
+    Raises UserError where `config.backend` cannot run, whether the backbone needs it or not.
+    """
+    choose_backend(config.backend, device)
     if config.backbone == "grid":
         return GridField(config, device).to(device)
     return (MLPField(config) if config.backbone == "mlp" else SirenField(config)).to(device)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shared import ranks
@@ -18,11 +18,13 @@ def alignment_loss(
     decay: float = 10.0,
     kind: str = "cosine",
     distance: Float[Tensor, " n"] | None = None,
+    counted: Bool[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean of exp(-decay |f(q)|) * (1 - cos(grad f(q), grad f(p))) (eqs. 6, 7 and 9), distances in field units.
 
     `at_reference` are the gradients at p = pull(q). Both gradients, and p itself, are differentiated; the weight is
-    not, or the field could lower the loss by moving away from its own surface.
+    not, or the field could lower the loss by moving away from its own surface. `counted`: the queries to take the mean
+    of, all by default.
 
     For ablation, after the paper's tables 7 and 8: p may be a cloud point that stays where it is ("Fixed"), `distance`
     to the cloud may take the place of |f(q)| ("Euclidean"), decay 0 leaves the weight away, and `kind` is that of
@@ -31,7 +33,9 @@ def alignment_loss(
     away = at_query.sdf if distance is None else distance
     weight = torch.exp(-decay * away.detach().abs())
     apart = weight * disagreement(at_query.gradient, at_reference, kind)
-    return ranks.part_of_mean(apart, len(apart))
+    return (
+        ranks.part_of_mean(apart, len(apart)) if counted is None else ranks.part_of_mean(apart * counted, counted.sum())
+    )
 
 
 def disagreement(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"], kind: str = "cosine") -> Float[Tensor, " n"]:

@@ -18,7 +18,7 @@ from shared.config import NONE
 from shared.errors import UserError
 from shared.ranks import all_sum, broadcast, is_first
 from shared.run_folder import Run
-from shared.runtime import Budget, Interrupt, ProgressBar, peak_memory_mb
+from shared.runtime import Budget, Interrupt, ProgressBar, choose_device, peak_memory_mb
 
 LOG_EVERY = 50
 
@@ -208,6 +208,16 @@ def warn_if_short(steps: int, enough: int) -> None:
     if steps < enough:
         more = "give the run more time (--train.minutes)"
         print(f"warning: {steps} steps make a sketch; a good surface takes {enough} and more; {more}", file=sys.stderr)
+
+
+def where_to_read(config: Any, device_name: str | None) -> tuple[Any, torch.device]:
+    """The config and the device to read a run with: what it was made on, and with which backend, need not be here.
+
+    The device is the one named; else the CPU if the run was made to use that, and otherwise the best there is. Raises
+    UserError where one that is named is not there.
+    """
+    device = choose_device(device_name or ("cpu" if config.device == "cpu" else "auto"))
+    return replace(config, field=replace(config.field, backend="auto")), device
 
 
 def made(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is made of a fitted run: coloured, cut and simplified surfaces, slices, iso-points, folders at once."""
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_distances_in_the_clouds_own_units(run: Path) -> None:
     distances = loaded.sdf([middle, above])
     assert distances.shape == (2,) and distances[0] < -2 and distances[1] == pytest.approx(55, rel=0.1)
     assert loaded.sdf(np.empty((0, 3))).shape == (0,)
+    with pytest.raises(ValueError, match="not finite"):
+        loaded.sdf([[0.0, np.nan, 0.0]])
+
+
+def test_a_run_is_read_where_what_it_was_made_with_is_missing(run: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "moved")
+    text = (moved / "config.yaml").read_text()
+    made = text.replace("device: cpu", "device: auto").replace("backend: auto", "backend: tinycudann")
+    assert made.count("tinycudann") == 1 and "device: auto" in made
+    (moved / "config.yaml").write_text(made)
+    where = [[0.3, -0.2, 0.1], [0.0, 0.0, 0.0]]
+    assert np.abs(pointrecon.load(moved).sdf(where) - pointrecon.load(run).sdf(where)).max() < 1e-5
     with pytest.raises(UserError, match="holds no run"):
         pointrecon.load(run.parent / "nowhere")
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from shared.errors import UserError
 from shared.field import Field, FieldConfig, GridField, build_field, numerical_gradient
 
 CPU = torch.device("cpu")
@@ -118,3 +119,9 @@ def test_closed_levels_say_nothing():
         field.table[field.grid.offsets[2] :] += 1.0
     torch.testing.assert_close(field.geometry(x, 2).gradient, before.gradient)
     assert not torch.allclose(field.geometry(x, 3).gradient, before.gradient)
+
+
+@pytest.mark.parametrize("backbone", ["grid", "mlp", "siren"])
+def test_a_backend_that_cannot_run_is_refused_with_every_backbone(backbone: str):
+    with pytest.raises(UserError, match=r"field\.backend triton: cannot run on cpu"):
+        build_field(FieldConfig(backbone=backbone, backend="triton"), torch.device("cpu"))

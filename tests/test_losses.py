@@ -26,7 +26,8 @@ def test_color_is_l1_over_channels_inside_the_masks():
 
 def test_eikonal():
     gradient = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.5, 0.0]])
-    assert float(eikonal_loss(gradient)) == pytest.approx((16 + 0 + 0.25) / 3)
+    assert float(eikonal_loss(gradient, torch.tensor([True] * 3))) == pytest.approx((16 + 0 + 0.25) / 3)
+    assert float(eikonal_loss(gradient, torch.tensor([True, False, False]))) == pytest.approx(16)
 
 
 def test_mask_is_cross_entropy_and_finite_where_it_is_wrong():
@@ -51,7 +52,7 @@ def rendered():
     field = build_field(FieldConfig(levels=2, base=4, finest=8, log2_entries=9), torch.device("cpu"))
     points = 1.6 * torch.rand(20, 3) - 0.8
     opacity, hit, along = torch.tensor([0.8, 0.3]), torch.tensor([True, False]), torch.ones(1, 20)
-    rendering = Rendering(COLOR, opacity, hit, along, along, points, field.geometry(points))
+    rendering = Rendering(COLOR, opacity, hit, torch.tensor([0]), along, along, points, field.geometry(points))
     return field, rendering, RayBatch(torch.zeros(2, 3), torch.ones(2, 3), TRUTH, torch.tensor([1.0, 0.0]))
 
 

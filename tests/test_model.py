@@ -5,10 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mvrecon.model
 from mvrecon.config import Config
+from mvrecon.losses import total_loss
 from mvrecon.model import SurfaceModel
+from mvrecon.rays import RayBatch
 from mvrecon.sampling import SdfVolume
+from shared.config import Schedule
 from shared.field import FieldConfig
+from shared.lazy_adam import TableAdam
 
 CPU = torch.device("cpu")
 CONFIG = Config(field=FieldConfig(levels=3, base=4, finest=16, log2_entries=9, feature=3))
@@ -97,3 +102,49 @@ def test_a_logistic_is_never_narrower_than_an_eighth_of_a_cell():
         model.sharpness.fill_(2.0)
     model.limit_sharpness()
     assert 1 / model.inverse_width.item() == pytest.approx(2 / CONFIG.field.finest / 8, rel=1e-4)
+
+
+ALL_TERMS = replace(CONFIG.loss, alignment=Schedule(0.1), opacity=Schedule(0.1))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_is_not_worth_computing_changes_nothing_where_it_is_computed(masks: bool, monkeypatch):
+    """As on a GPU: rays that miss the sphere are sampled, and all colours asked for."""
+    found, chance = [], torch.rand(12, 1, generator=torch.Generator().manual_seed(3))
+    for everything in (False, True):
+        if everything:
+            monkeypatch.setattr(mvrecon.model, "chosen", lambda mask: torch.arange(len(mask)))
+        model, volume = scene(with_background=not masks)
+        model.color.backend = "reference"  # not the fused operation, which is the CPU's
+        origins, directions = (part.repeat(4, 1) for part in rays())
+        mask = torch.ones(12) if masks else None
+        batch = RayBatch(origins, directions, torch.full((12, 3), 0.3), mask)
+        seen = model.render(volume, origins, directions, 0.5, lambda columns: torch.full((12, columns), 0.4))
+        loss, terms = total_loss(ALL_TERMS, model.field, batch, seen, 0.5, lambda columns: chance)
+        loss.backward()
+        assert terms.keys() == {"color", "eikonal", "mask" if masks else "opacity", "alignment"}
+        found.append([seen.color, seen.depth, seen.normal, loss, *(p.grad for p in model.parameters())])
+    assert len(seen.ray) == 12 and int(seen.hit.sum()) == 8
+    for few, every in zip(*found):
+        assert (few is None) == (every is None)
+        if few is not None:
+            torch.testing.assert_close(few, every, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_no_step_on_a_gpu_waits_for_a_value(masks: bool):
+    """On a device without data, whatever asks for a number, or for how many there are, fails."""
+    device = torch.device("meta")
+    config = replace(CONFIG, field=replace(CONFIG.field, backend="reference"))
+    model, volume = SurfaceModel(config, not masks, device), SdfVolume(8, CPU)
+    volume.values = volume.values.to(device)
+    origins, color = torch.empty(32, 3, device=device), torch.empty(32, 3, device=device)
+    batch = RayBatch(origins, origins, color, color[:, 0] if masks else None)
+    seen = model.render(volume, origins, origins, 0.5, lambda columns: torch.empty(32, columns, device=device))
+    rand = torch.empty(32, 1, device=device)
+    loss, _ = total_loss(ALL_TERMS, model.field, batch, seen, 0.5, lambda columns: rand)
+    loss.backward()
+    TableAdam([model.field.table, model.color.table], lr=0.1, backend="reference").step()
+    model.limit_sharpness()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        loss.item()

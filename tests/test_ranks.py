@@ -130,7 +130,9 @@ def test_shards_cover_the_batch_once_and_gradients_are_those_of_the_whole_mean(s
 
 
 @pytest.mark.parametrize("door", ["masks", "no masks", "cloud"])
-def test_two_ranks_take_the_steps_of_one_and_one_goes_on_from_two(door: str, start, commands, tmp_path: Path) -> None:
+def test_two_ranks_take_the_steps_of_one_and_each_goes_on_from_the_other(
+    door: str, start, commands, tmp_path: Path
+) -> None:
     line, one, two = commands[door], tmp_path / "one", tmp_path / "two"
     (alone,) = finish(start(1, *line, "--out", str(one), "--train.steps", "50"))
     assert alone[0] == 0, alone[2]
@@ -141,6 +143,9 @@ def test_two_ranks_take_the_steps_of_one_and_one_goes_on_from_two(door: str, sta
     assert found == pytest.approx(expected, rel=1e-3)
     (resumed,) = finish(start(1, *line, "--out", str(two), "--train.steps", "100", "--resume"))
     assert resumed[0] == 0 and [row["step"] for row in curve(two)] == [50, 100], resumed[2]
+    for code, _, errors in finish(start(2, *line, "--out", str(one), "--train.steps", "100", "--resume")):
+        assert code == 0, errors
+    assert curve(one)[1] == pytest.approx(curve(two)[1], rel=1e-3)
 
 
 def test_two_ranks_stop_together_and_two_go_on(start, commands, tmp_path: Path) -> None:
