@@ -1,5 +1,6 @@
 """The colour of a surface point seen from a direction."""
 
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -39,7 +40,10 @@ def _harmonics_of_products() -> Tensor:
     return matrix.reshape(16, -1)
 
 
-FROM_PRODUCTS = _harmonics_of_products()
+@cache
+def _from_products(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """That matrix where it is used: a GPU would wait for it in every step."""
+    return _harmonics_of_products().to(device, dtype)
 
 
 def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 9"]:
@@ -48,7 +52,7 @@ def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 9"]:
     All products of two factors and one matrix: few operations, for the sake of small batches.
     """
     factors = F.pad(d, (1, 0), value=1.0)
-    return (factors[:, :, None] * factors[:, None]).reshape(-1, 16) @ FROM_PRODUCTS.to(d, non_blocking=True)
+    return (factors[:, :, None] * factors[:, None]).reshape(-1, 16) @ _from_products(d.device, d.dtype)
 
 
 class Clip(torch.autograd.Function):

@@ -28,8 +28,8 @@ NARROWEST = 0.125
 
 class Rendering(NamedTuple):
     """r rays: colours over the background, opacity of the surface, and which rays meet the unit sphere. Of h rays, all
-    that do and on a GPU the others, too: their indices, weights and middles of their s sections; n = h s sampled points
-    and the field there."""
+    that do and on a GPU the others, too (see `to_compute`): their indices, weights and middles of their s sections;
+    n = h s sampled points and the field there."""
 
     color: Float[Tensor, "r 3"]
     opacity: Float[Tensor, " r"]
@@ -60,9 +60,12 @@ class Rendering(NamedTuple):
         return values.new_zeros(len(self.hit), *values.shape[1:]).index_copy(0, self.ray, values)
 
 
-def chosen(mask: Bool[Tensor, " n"]) -> Int64[Tensor, " k"]:
-    """Indices of what is worth computing; on a GPU of all, since the host would have to wait for their number."""
-    return mask.nonzero()[:, 0] if mask.device.type == "cpu" else torch.arange(len(mask), device=mask.device)
+def to_compute(worth: Bool[Tensor, " n"]) -> Int64[Tensor, " k"]:
+    """Indices of what is worth computing; in a training step on a GPU of everything, since the host would have to wait
+    for their number."""
+    if worth.device.type == "cpu" or not torch.is_grad_enabled():
+        return worth.nonzero()[:, 0]
+    return torch.arange(len(worth), device=worth.device)
 
 
 class SurfaceModel(nn.Module):
@@ -103,7 +106,7 @@ class SurfaceModel(nn.Module):
         Rays that miss the unit sphere see the background alone.
         """
         near, far, hit = ray_sphere(origins, directions)
-        ray = chosen(hit)
+        ray = to_compute(hit)
         bounds, toward = (near[ray], far[ray]), directions[ray]
         jitter = None if rand is None else rand(self.config.sampling.importance + 2)[ray]
         t, spacing = self._sections(volume, origins[ray], toward, bounds, progress, jitter)
@@ -160,10 +163,10 @@ class SurfaceModel(nn.Module):
         sdf = geometry.sdf.reshape(rays, samples)
         alpha = neus_alpha(sdf, cosine, sections.spacing, self.inverse_width, anneal)
         weights, passed = composite(alpha * sections.within)
-        shown = torch.where(weights.detach() > FAINT, weights, 0).reshape(-1)
-        seen = chosen(shown.detach() > 0)
+        visible = weights.detach().reshape(-1) > FAINT
+        seen = to_compute(visible)
         ray = seen // samples
         points, harmonics = sections.points[seen], sections.harmonics[ray]
         color = self.color(points, geometry.gradient[seen], harmonics, geometry.feature[seen])
-        weighted = shown[seen][:, None] * color
+        weighted = (weights.reshape(-1) * visible)[seen][:, None] * color
         return torch.zeros(rays, 3, device=points.device).index_add(0, ray, weighted), weights, passed

@@ -14,7 +14,7 @@ from shared.config import read_config
 from shared.errors import UserError
 from shared.field import Field, build_field
 from shared.geometry import Similarity
-from shared.loop import made, use_threads, where_to_read
+from shared.loop import as_it_runs_here, made, use_threads
 
 KIND = "pointrecon"
 
@@ -50,7 +50,7 @@ class LoadedRun:
 
 
 def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
-    """Read a run folder; for the device see `where_to_read`.
+    """Read a run folder; for the device see `as_it_runs_here`.
 
     Raises UserError when there is no run, no readable checkpoint, or the checkpoint does not fit the config.
     """
@@ -58,7 +58,7 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
         raise UserError(f"{folder}: holds no run; give the folder that `pointrecon fit --out` made")
     # The checkpoint before the config: a run of the other door is named as such, not as one with unknown keys.
     checkpoint = latest_checkpoint(folder, KIND)
-    config, device = where_to_read(read_config(Config, folder / "config.yaml"), device_name)
+    config, device = as_it_runs_here(read_config(Config, folder / "config.yaml"), device_name)
     use_threads(config.train.threads)
     field = build_field(config.field, device)
     try:

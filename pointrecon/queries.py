@@ -77,7 +77,7 @@ class QuerySampler:
         self.tree = cKDTree(self.points, balanced_tree=False, compact_nodes=False)
         self._ordered = self.points[self.tree.indices]  # neighbours in space are neighbours in memory
         self._sigma = np.full(len(self.points), np.nan, dtype=np.float32)  # of _ordered, filled in as points are drawn
-        self._plane = np.full((len(self.points), 4), np.nan, dtype=np.float32)  # of points, likewise
+        self._plane = np.full((len(self.points), 5), np.nan, dtype=np.float32)  # of points, likewise
         space = round(pool * space_share)
         self._near = _Pool(pool - space)
         self._space = _Pool(space)
@@ -110,6 +110,10 @@ class QuerySampler:
         apart = x - torch.from_numpy(self.points[rows.numpy()])
         cosine = torch.cosine_similarity(apart, plane[:, :3], dim=1).abs()
         return 1 - plane[:, 3] * (1 - cosine**BESIDE)
+
+    def width(self, rows: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """How far the neighbours reach that give the planes of the cloud's points in `rows`."""
+        return torch.from_numpy(self._plane_of(rows.numpy())[:, 4])
 
     def noise(self, n: int) -> Float[Tensor, "n 3"]:
         """Normal random numbers that a resumed run draws again."""
@@ -177,16 +181,18 @@ class QuerySampler:
         return self._sigma[rows]
 
     def _plane_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, 4): unit normals, of either sign, of planes through the neighbours of points, and how flat those lie."""
+        """(n, 5): unit normals, of either sign, of planes through the neighbours of points, how flat these lie, and how
+        far they reach."""
         missing = np.unique(rows[np.isnan(self._plane[rows, 0])])
         neighbours = min(max(self.neighbours, PLANE), len(self.points) - 1)
         for part in np.split(missing, range(CHUNK // PLANE, len(missing), CHUNK // PLANE)):
-            _, index = self.tree.query(self.points[part], k=neighbours + 1, workers=torch.get_num_threads())
+            distance, index = self.tree.query(self.points[part], k=neighbours + 1, workers=torch.get_num_threads())
             variances, axes = principal_axes(self.points[index])
             across, along = (variances[:, :2] / variances[:, 1:].clip(1e-30)).T
             self._plane[part, :3] = axes[:, :, 0]
             flat, broad = (BENT - across) / (BENT - EVEN), (along - LINE) / (BROAD - LINE)
             self._plane[part, 3] = flat.clip(0, 1) * broad.clip(0, 1)
+            self._plane[part, 4] = distance[:, -1]
         return self._plane[rows]
 
     def _nearest(self, queries: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -38,8 +38,9 @@ from shared.ranks import part_of_mean, shard
 Terms = dict[str, Tensor]
 
 # Queries beside the cloud's planes tell how the surface goes on, if they are nearer to the field's surface than this
-# (field units), and so many finest cells away from the cloud: between points of the cloud nothing is missing.
-IN_REACH, AWAY = 0.2, 2.0
+# (field units), and so many times farther from their nearest point than what gives its plane: between the points of a
+# cloud, also where it is thin, nothing is missing.
+IN_REACH, AWAY = 0.2, 1.5
 # How much the smoothness of that counts, by the rim's normals, and standard deviation of the way on which it is asked.
 SMOOTH, SMOOTH_REACH = 0.6, 0.16
 OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
@@ -47,7 +48,8 @@ OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
 
 class Batch(NamedTuple):
     """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around the points
-    `origin`, which are the cloud's `rows`; the others weigh as much as they lie above the cloud, if that is asked."""
+    `origin`, which are the cloud's `rows`; the others weigh as much as they lie above the cloud, if that is asked, and
+    what gives the plane of their nearest point reaches as far as its `width`."""
 
     x: Float[Tensor, "n 3"]
     nearest: Float[Tensor, "n 3"]
@@ -55,6 +57,7 @@ class Batch(NamedTuple):
     rows: Int[Tensor, " near"]
     near: int
     facing: Float[Tensor, " beyond"] | None
+    width: Float[Tensor, " beyond"] | None
 
 
 class Trainer:
@@ -82,7 +85,10 @@ class Trainer:
         self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.closeness, q.space_share, q.pool)
         cloud = torch.from_numpy(self.queries.points).to(device)
         known = loss.enclosed and loss.objective == "pull"
-        self.enclosed = torch.from_numpy(enclosed(self.queries.tree)).to(device) if known else None
+        inside = enclosed(self.queries.tree) if known else None
+        self.enclosed = None if inside is None else torch.from_numpy(inside).to(device)
+        # What encloses anything has no holes to speak of, and its edges are none.
+        self.closed = inside is not None and bool(inside.any())
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
@@ -103,8 +109,6 @@ class Trainer:
             terms["alignment"] = self._alignment(batch, geometry, active)
         if self._weight("bend", progress) > 0 and progress >= self.plane:
             terms["bend"] = self._bend(batch, geometry, active)
-        if batch.facing is not None and self._weight("hole", progress) > 0:
-            terms["hole"] = self._hole(batch, geometry, active)
         if self.iso.ready:
             terms |= self.iso.terms(self.field, active)
         total = torch.zeros((), device=self.device)
@@ -123,8 +127,9 @@ class Trainer:
         near = int((~in_space).sum())  # they come first
         weighed = self.config.loss.facing and self.config.loss.objective == "pull"
         facing = self.queries.facing(x[near:], rows[near:]).to(self.device) if weighed else None
+        width = self.queries.width(rows[near:]).to(self.device) if weighed else None
         x, nearest, origin, rows = (part.to(self.device) for part in (x, nearest, origin[:near], rows[:near]))
-        return Batch(x, nearest, origin, rows, near, facing)
+        return Batch(x, nearest, origin, rows, near, facing, width)
 
     def _pull(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:
         """Neural-Pull: queries that are pulled arrive at the cloud."""
@@ -138,6 +143,8 @@ class Trainer:
             error = pull_loss(pull(x, beyond.sdf, beyond.gradient), nearest, squared)
             if batch.facing is not None:
                 error = batch.facing * error
+                if self._weight("hole", progress) > 0 and not self.closed:
+                    terms["hole"] = self._hole(batch, beyond, progress)
             if self.enclosed is not None:
                 depth = -beyond.sdf if not self.config.field.inside_out else beyond.sdf
                 error = torch.where(lookup(self.enclosed, x), depth_error(x, depth, nearest, squared), error)
@@ -194,24 +201,21 @@ class Trainer:
         moved = beside(x, there, 1 / self.config.field.finest, noise)
         return bend_loss(there, self.field.geometry(moved, active).gradient)
 
-    def _hole(self, batch: Batch, geometry: Geometry, active: int | None) -> Tensor:
+    def _hole(self, batch: Batch, geometry: Geometry, progress: float) -> Tensor:
         """Where a part of the surface is missing: normals of queries beside the rim are those of the rim, so that the
         surface goes on as it comes, and normals of places that lie beside each other are alike."""
-        assert batch.facing is not None, "asked for only where queries are weighed"
-        noise = shard(self.queries.noise(self.config.queries.batch)).to(self.device)
-        beyond = _part(geometry, slice(batch.near, None))
-        away = (batch.x - batch.nearest)[batch.near :].norm(dim=1) > AWAY * 2 / self.config.field.finest
-        chosen = (batch.facing < 0.5) & (beyond.sdf.detach().abs() < IN_REACH) & away
-        x, nearest, noise = (part[batch.near :][chosen] for part in (batch.x, batch.nearest, noise))
-        there = _part(beyond, chosen)
-        with torch.no_grad():
-            rim = self.field.geometry(nearest, active).gradient
-            at = pull(x, there.sdf, there.gradient).clamp(-1, 1)
-        goes_on = (1 - batch.facing[chosen]) * direction_error(there.gradient, rim)
+        noise = shard(self.queries.noise(self.config.queries.batch)).to(self.device)[batch.near :]
+        x, nearest, facing, width = batch.x[batch.near :], batch.nearest[batch.near :], batch.facing, batch.width
+        assert facing is not None and width is not None, "asked for only where queries are weighed"
+        beside_rim = (facing < 0.5) & ((x - nearest).norm(dim=1) > AWAY * width)
+        rows = (beside_rim & (geometry.sdf.detach().abs() < IN_REACH)).nonzero()[:, 0]
+        there, active = _part(geometry, rows), self.field.active(progress)
+        at = pull(x[rows], there.sdf, there.gradient).detach().clamp(-1, 1)
+        goes_on = (1 - facing[rows]) * direction_error(there.gradient, self._gradient(nearest[rows], progress))
         here = self.field.geometry(at, active).gradient
-        moved = (at + SMOOTH_REACH * along(here, noise)).clamp(-1, 1)
+        moved = (at + SMOOTH_REACH * along(here, noise[rows])).clamp(-1, 1)
         smooth = smooth_error(here, self.field.geometry(moved, active).gradient)
-        return part_of_mean(goes_on + SMOOTH * smooth, len(batch.facing))
+        return part_of_mean(goes_on + SMOOTH * smooth, len(facing))
 
     @torch.no_grad()
     def _gradient(self, x: Float[Tensor, "n 3"], progress: float) -> Float[Tensor, "n 3"]:

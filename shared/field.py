@@ -238,11 +238,11 @@ Field = GridField | MLPField | SirenField
 def build_field(config: FieldConfig, device: torch.device) -> Field:
     """The field that the config describes, on the device. Initial weights come from torch's global generator.
 
-    Raises UserError where `config.backend` cannot run, whether the backbone needs it or not.
+    Raises UserError where `config.backend` cannot run.
     """
-    choose_backend(config.backend, device)
     if config.backbone == "grid":
         return GridField(config, device).to(device)
+    choose_backend(config.backend, device)  # for nothing here, but what was asked for is not ignored
     return (MLPField(config) if config.backbone == "mlp" else SirenField(config)).to(device)
 
 

@@ -33,9 +33,8 @@ def alignment_loss(
     away = at_query.sdf if distance is None else distance
     weight = torch.exp(-decay * away.detach().abs())
     apart = weight * disagreement(at_query.gradient, at_reference, kind)
-    return (
-        ranks.part_of_mean(apart, len(apart)) if counted is None else ranks.part_of_mean(apart * counted, counted.sum())
-    )
+    counted = torch.ones_like(apart) if counted is None else counted
+    return ranks.part_of_mean(apart * counted, counted.sum())
 
 
 def disagreement(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"], kind: str = "cosine") -> Float[Tensor, " n"]:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from shared.checkpoint import latest_checkpoint, save_checkpoint
 from shared.config import NONE
+from shared.encoding import choose_backend
 from shared.errors import UserError
 from shared.ranks import all_sum, broadcast, is_first
 from shared.run_folder import Run
 from shared.runtime import Budget, Interrupt, ProgressBar, choose_device, peak_memory_mb
 
+AnyConfig = TypeVar("AnyConfig", bound=Any)
 LOG_EVERY = 50
 
 
@@ -210,14 +212,20 @@ def warn_if_short(steps: int, enough: int) -> None:
         print(f"warning: {steps} steps make a sketch; a good surface takes {enough} and more; {more}", file=sys.stderr)
 
 
-def where_to_read(config: Any, device_name: str | None) -> tuple[Any, torch.device]:
-    """The config and the device to read a run with: what it was made on, and with which backend, need not be here.
+def as_it_runs_here(config: AnyConfig, device_name: str | None) -> tuple[AnyConfig, torch.device]:
+    """The config and the device to read a run with: what it was made with is taken where that is there.
 
-    The device is the one named; else the CPU if the run was made to use that, and otherwise the best there is. Raises
-    UserError where one that is named is not there.
+    The device is the one named, else the run's own. Raises UserError where one that is named is not there.
     """
-    device = choose_device(device_name or ("cpu" if config.device == "cpu" else "auto"))
-    return replace(config, field=replace(config.field, backend="auto")), device
+    if device_name is None and config.device == "cuda" and not torch.cuda.is_available():
+        print("warning: the run was made with CUDA, which torch does not find; using the CPU", file=sys.stderr)
+        device_name = "cpu"
+    device = choose_device(device_name or config.device)
+    try:
+        choose_backend(config.field.backend, device)
+    except UserError:
+        config = replace(config, field=replace(config.field, backend="auto"))
+    return config, device
 
 
 def made(state: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def part_of_mean(values: Tensor, rows: Tensor | int) -> Tensor:
     """What the sum of these values adds to their mean over the rows of all ranks, of which `rows` are this rank's."""
     if not dist.is_initialized():
         return values.sum() / (rows.clamp_min(1) if isinstance(rows, Tensor) else max(1, rows))
-    count = torch.as_tensor(rows, dtype=values.dtype, device=values.device)
+    count = rows.to(values.dtype) if isinstance(rows, Tensor) else values.new_full((), rows)
     return values.sum() / all_sum(count).clamp_min(1)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from plyfile import PlyData
 from test_commands import SMALL_FIT
 
 import pointrecon
+from pointrecon.checkpoint import load_run
 from pointrecon.commands import main
 from pointrecon.surface import save_isopoints
 from pointrecon.trim import support
@@ -58,18 +60,22 @@ def test_distances_in_the_clouds_own_units(run: Path) -> None:
     assert loaded.sdf(np.empty((0, 3))).shape == (0,)
     with pytest.raises(ValueError, match="not finite"):
         loaded.sdf([[0.0, np.nan, 0.0]])
-
-
-def test_a_run_is_read_where_what_it_was_made_with_is_missing(run: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(run, tmp_path / "moved")
-    text = (moved / "config.yaml").read_text()
-    made = text.replace("device: cpu", "device: auto").replace("backend: auto", "backend: tinycudann")
-    assert made.count("tinycudann") == 1 and "device: auto" in made
-    (moved / "config.yaml").write_text(made)
-    where = [[0.3, -0.2, 0.1], [0.0, 0.0, 0.0]]
-    assert np.abs(pointrecon.load(moved).sdf(where) - pointrecon.load(run).sdf(where)).max() < 1e-5
     with pytest.raises(UserError, match="holds no run"):
         pointrecon.load(run.parent / "nowhere")
+
+
+def test_a_run_is_read_where_what_it_was_made_with_is_missing(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    moved = shutil.copytree(run, tmp_path / "moved")
+    text = (moved / "config.yaml").read_text()
+    made = text.replace("device: auto", "device: cuda").replace("backend: auto", "backend: tinycudann")
+    assert "backend: tinycudann" in made and "device: cuda" in made
+    (moved / "config.yaml").write_text(made)
+    where = [[0.3, -0.2, 0.1], [0.0, 0.0, 0.0]]
+    assert np.array_equal(pointrecon.load(moved).sdf(where), pointrecon.load(run).sdf(where))
+    assert "was made with CUDA" in capsys.readouterr().err
+    with pytest.raises(UserError, match="torch finds no CUDA device"):
+        load_run(moved, "cuda")
 
 
 def test_a_surface_is_cut_and_simplified_when_asked(run: Path, tmp_path: Path, capsys) -> None:

@@ -1,16 +1,20 @@
 """Rendering rays of a whole model: what hits the unit sphere, what misses it, and that it is the plain sum."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import mvrecon.model
-from mvrecon.config import Config
+from mvrecon.config import Config, DataConfig
+from mvrecon.datasets import load
 from mvrecon.losses import total_loss
 from mvrecon.model import SurfaceModel
 from mvrecon.rays import RayBatch
 from mvrecon.sampling import SdfVolume
+from mvrecon.trainer import Trainer
+from scripts.make_scene import make_tiny_scene
 from shared.config import Schedule
 from shared.field import FieldConfig
 from shared.lazy_adam import TableAdam
@@ -113,7 +117,7 @@ def test_what_is_not_worth_computing_changes_nothing_where_it_is_computed(masks:
     found, chance = [], torch.rand(12, 1, generator=torch.Generator().manual_seed(3))
     for everything in (False, True):
         if everything:
-            monkeypatch.setattr(mvrecon.model, "chosen", lambda mask: torch.arange(len(mask)))
+            monkeypatch.setattr(mvrecon.model, "to_compute", lambda worth: torch.arange(len(worth)))
         model, volume = scene(with_background=not masks)
         model.color.backend = "reference"  # not the fused operation, which is the CPU's
         origins, directions = (part.repeat(4, 1) for part in rays())
@@ -132,10 +136,12 @@ def test_what_is_not_worth_computing_changes_nothing_where_it_is_computed(masks:
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_no_step_on_a_gpu_waits_for_a_value(masks: bool):
-    """On a device without data, whatever asks for a number, or for how many there are, fails."""
+@pytest.mark.parametrize("source", ["volume", "network"])
+def test_rendering_and_losses_ask_for_no_value(masks: bool, source: str):
+    """On a device without data, what asks for a number, or for how many there are, fails: on a GPU it would wait."""
     device = torch.device("meta")
-    config = replace(CONFIG, field=replace(CONFIG.field, backend="reference"))
+    field, sampling = replace(CONFIG.field, backend="reference"), replace(CONFIG.sampling, source=source)
+    config = replace(CONFIG, field=field, sampling=sampling)
     model, volume = SurfaceModel(config, not masks, device), SdfVolume(8, CPU)
     volume.values = volume.values.to(device)
     origins, color = torch.empty(32, 3, device=device), torch.empty(32, 3, device=device)
@@ -146,5 +152,23 @@ def test_no_step_on_a_gpu_waits_for_a_value(masks: bool):
     loss.backward()
     TableAdam([model.field.table, model.color.table], lr=0.1, backend="reference").step()
     model.limit_sharpness()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        loss.item()
+    assert seen.depth.shape == (32,) and seen.normal.shape == (32, 3)
+    for ask in (loss.item, seen.hit.nonzero):
+        with pytest.raises(RuntimeError):
+            ask()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_step_on_a_gpu_does_not_wait(masks: bool, tmp_path: Path):
+    make_tiny_scene(tmp_path / "tiny", views=4, size=(32, 24))
+    photos = load(DataConfig(root=str(tmp_path / "tiny"), masks=masks))
+    trainer = Trainer(replace(CONFIG, loss=replace(ALL_TERMS)), photos, torch.device("cuda"))
+    for _ in range(3):  # what is compiled and allocated at first, and a refresh of the cached distances
+        trainer.step(0.5)
+    assert trainer.steps < trainer.refresh_at
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step(0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -39,7 +39,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("inputs")
     make_tiny_scene(folder / "tiny", views=4, size=(32, 24))
     ball = np.random.default_rng(0).standard_normal((1000, 3))
-    np.save(folder / "ball.npy", ball / np.linalg.norm(ball, axis=1, keepdims=True))
+    ball /= np.linalg.norm(ball, axis=1, keepdims=True)
+    np.save(folder / "ball.npy", ball[ball[:, 2] < 0.6])  # with a hole
     photos = ["-c", COARSELY, "train", "--data.root", str(folder / "tiny"), "--device", "cpu", *PHOTOS]
     return {
         "masks": photos,
@@ -103,6 +104,7 @@ def curve(run: Path) -> list[dict[str, float]]:
 SUMS = """
 from pathlib import Path
 import torch
+from mvrecon.losses import eikonal_loss
 from shared import ranks
 with ranks.process_group(torch.device("cpu")):
     rows = torch.arange(1.0, 8.0)
@@ -117,6 +119,9 @@ with ranks.process_group(torch.device("cpu")):
     assert weight.grad.tolist() == [4.0, 4.0], weight.grad
     assert unused.grad.tolist() == [5.0, 5.0, 5.0], unused.grad
     assert float(ranks.all_sum(loss.detach())) == 8.0
+    counted = mine > 2.5  # three rows of one rank, two of the other
+    slopes = torch.stack([mine, 0 * mine, 0 * mine], dim=1)
+    assert float(ranks.all_sum(eikonal_loss(slopes, counted))) == 18.0, "the mean of (k - 1)^2 for k = 3 .. 7"
     assert ranks.broadcast(0.25 if ranks.is_first() else 7.0, 1.0) == (0.25, 1.0)
     torch.optim.Adam([weight]).step()
 alive = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
@@ -141,6 +146,7 @@ def test_two_ranks_take_the_steps_of_one_and_each_goes_on_from_the_other(
     assert "mesh.ply" in first[1] and not second[1] and not second[2], "only the first rank talks"
     (expected,), (found,) = curve(one), curve(two)
     assert found == pytest.approx(expected, rel=1e-3)
+    assert all(value > 0 for value in expected.values()), "every term has been there"
     (resumed,) = finish(start(1, *line, "--out", str(two), "--train.steps", "100", "--resume"))
     assert resumed[0] == 0 and [row["step"] for row in curve(two)] == [50, 100], resumed[2]
     for code, _, errors in finish(start(2, *line, "--out", str(one), "--train.steps", "100", "--resume")):
