@@ -83,7 +83,8 @@ class LossConfig:
     )
     enclosed: bool = key(
         True,
-        "pull: what the cloud encloses, if a flood from outside finds no way in, is inside; false: only the pull tells",
+        "pull: what the cloud encloses, if a flood from outside finds no way in, is inside, and such a cloud has no "
+        "holes; false: only the pull tells",
     )
     facing: bool = key(
         True,
@@ -93,7 +94,7 @@ class LossConfig:
     hole: Schedule | None = key(
         None,
         "pull: beside the cloud's planes, as in a hole beside its rim, normals are those of the rim, and smooth; needs "
-        "facing; none: 0.05 from a twentieth of the run on, or 0 in noise",
+        "facing, and only where nothing is enclosed; none: 0.05 from a twentieth of the run on, or 0 in noise",
         minimum=0.0,
     )
     surface: Schedule | None = key(

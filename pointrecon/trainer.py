@@ -49,7 +49,7 @@ OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
 class Batch(NamedTuple):
     """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around the points
     `origin`, which are the cloud's `rows`; the others weigh as much as they lie above the cloud, if that is asked, and
-    what gives the plane of their nearest point reaches as far as its `width`."""
+    what gives the plane of their nearest point reaches as far as `width`, if there may be holes."""
 
     x: Float[Tensor, "n 3"]
     nearest: Float[Tensor, "n 3"]
@@ -87,7 +87,7 @@ class Trainer:
         known = loss.enclosed and loss.objective == "pull"
         inside = enclosed(self.queries.tree) if known else None
         self.enclosed = None if inside is None else torch.from_numpy(inside).to(device)
-        # What encloses anything has no holes to speak of, and its edges are none.
+        # Through a hole of any size the flood comes in. Where it does not, what looks like a rim is an edge.
         self.closed = inside is not None and bool(inside.any())
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
@@ -127,7 +127,7 @@ class Trainer:
         near = int((~in_space).sum())  # they come first
         weighed = self.config.loss.facing and self.config.loss.objective == "pull"
         facing = self.queries.facing(x[near:], rows[near:]).to(self.device) if weighed else None
-        width = self.queries.width(rows[near:]).to(self.device) if weighed else None
+        width = self.queries.width(rows[near:]).to(self.device) if weighed and not self.closed else None
         x, nearest, origin, rows = (part.to(self.device) for part in (x, nearest, origin[:near], rows[:near]))
         return Batch(x, nearest, origin, rows, near, facing, width)
 
@@ -143,7 +143,7 @@ class Trainer:
             error = pull_loss(pull(x, beyond.sdf, beyond.gradient), nearest, squared)
             if batch.facing is not None:
                 error = batch.facing * error
-                if self._weight("hole", progress) > 0 and not self.closed:
+                if batch.width is not None and self._weight("hole", progress) > 0:
                     terms["hole"] = self._hole(batch, beyond, progress)
             if self.enclosed is not None:
                 depth = -beyond.sdf if not self.config.field.inside_out else beyond.sdf

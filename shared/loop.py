@@ -213,17 +213,16 @@ def warn_if_short(steps: int, enough: int) -> None:
 
 
 def as_it_runs_here(config: AnyConfig, device_name: str | None) -> tuple[AnyConfig, torch.device]:
-    """The config and the device to read a run with: what it was made with is taken where that is there.
-
-    The device is the one named, else the run's own. Raises UserError where one that is named is not there.
-    """
+    """The config and the device to read a run with: the device named, else the run's own, with a warning where what it
+    was made with is not there. Raises UserError where the device named is not there."""
     if device_name is None and config.device == "cuda" and not torch.cuda.is_available():
         print("warning: the run was made with CUDA, which torch does not find; using the CPU", file=sys.stderr)
         device_name = "cpu"
     device = choose_device(device_name or config.device)
     try:
         choose_backend(config.field.backend, device)
-    except UserError:
+    except UserError as error:
+        print(f"warning: {error}; reading the run with auto", file=sys.stderr)
         config = replace(config, field=replace(config.field, backend="auto"))
     return config, device
 

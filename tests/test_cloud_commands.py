@@ -73,7 +73,8 @@ def test_a_run_is_read_where_what_it_was_made_with_is_missing(run: Path, tmp_pat
     (moved / "config.yaml").write_text(made)
     where = [[0.3, -0.2, 0.1], [0.0, 0.0, 0.0]]
     assert np.array_equal(pointrecon.load(moved).sdf(where), pointrecon.load(run).sdf(where))
-    assert "was made with CUDA" in capsys.readouterr().err
+    warnings = capsys.readouterr().err
+    assert "was made with CUDA" in warnings and "field.backend tinycudann: cannot run on cpu" in warnings
     with pytest.raises(UserError, match="torch finds no CUDA device"):
         load_run(moved, "cuda")
 

@@ -147,6 +147,15 @@ def test_queries_above_a_plane_count_and_those_beside_its_border_do_not():
     assert found[0] > 0.9 and found[1] > 0.9 and found[2] < 1e-6
 
 
+@pytest.mark.parametrize("count", [2, 9, 300])
+def test_width_is_how_far_the_neighbours_of_a_plane_reach(count: int):
+    dense, thin = sphere(count), 0.3 * sphere(count // 2, 0.1) + 0.5
+    points = np.concatenate([dense, thin]).astype(np.float32)
+    built, rows = sampler(points), torch.arange(len(points))
+    apart = np.sort(np.linalg.norm(points[:, None].astype(np.float64) - points, axis=2), axis=1)
+    np.testing.assert_allclose(built.width(rows), apart[:, min(12, len(points) - 1)], rtol=1e-4)
+
+
 def no_planes() -> list[np.ndarray]:
     index = np.arange(500)
     angle = index * math.pi * (3 - math.sqrt(5))

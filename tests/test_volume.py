@@ -27,6 +27,11 @@ def test_an_opaque_section_hides_the_rest_and_keeps_gradients_finite():
     assert alpha.grad is not None and alpha.grad.isfinite().all()
 
 
+def test_its_gradient_is_that_of_differences():
+    alpha = 0.9 * torch.rand(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(composite, alpha.requires_grad_())
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(TypeCheckError):
         composite(torch.zeros(4))
