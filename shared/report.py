@@ -28,7 +28,7 @@ HEADER_LINES = 1000
 # What the table says beside the figures. Lengths are in the units of the input.
 LENGTHS = ("chamfer_l1", "accuracy", "completeness", "hausdorff", "threshold")
 MEANINGS = {
-    "psnr": "dB, whole held-out images; what masks leave out is black, not learnt",
+    "psnr": "dB, whole held-out images; where there are masks, what they leave out is black",
     "psnr_masked": "dB, inside the masks",
     "ssim": "0..1",
     "diagonal": "of the truth's bounding box, in the input's units, as all lengths",
