@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.errors import UserError
+
+__all__ = ["UserError", "load"]
+
 if TYPE_CHECKING:
     from pointrecon.checkpoint import LoadedRun
 

@@ -37,11 +37,14 @@ class LoadedRun:
 
         Outside of the box around the cloud, whose longest side is 1.25 times the cloud's, they are extrapolated: the
         distance to the box is added to that of the nearest place in it.
-        Raises ValueError for points that are not finite.
+        Raises ValueError for other shapes and for points that are not finite.
         """
+        points = np.asarray(points, np.float64)
+        if points.ndim != 2 or points.shape[1] != 3:
+            raise ValueError(f"points of shape {points.shape}, not (n, 3)")
         if not np.isfinite(points).all():
             raise ValueError("points: some are not finite")
-        unit = self.to_world.to_unit(np.asarray(points, np.float64).reshape(-1, 3))
+        unit = self.to_world.to_unit(points)
         inside = unit.clip(-1, 1)
         parts = torch.from_numpy(inside.astype(np.float32)).to(self.device).split(chunk)
         values = [np.empty(0), *(self.field.sdf(part).cpu().numpy().astype(np.float64) for part in parts)]

@@ -60,6 +60,8 @@ def test_distances_in_the_clouds_own_units(run: Path) -> None:
     assert loaded.sdf(np.empty((0, 3))).shape == (0,)
     with pytest.raises(ValueError, match="not finite"):
         loaded.sdf([[0.0, np.nan, 0.0]])
+    with pytest.raises(ValueError, match=r"shape \(2, 6\), not \(n, 3\)"):
+        loaded.sdf(np.zeros((2, 6)))
     with pytest.raises(UserError, match="holds no run"):
         pointrecon.load(run.parent / "nowhere")
 
