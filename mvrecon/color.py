@@ -42,7 +42,7 @@ def _harmonics_of_products() -> Tensor:
 
 @cache
 def _from_products(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """That matrix where it is used: a GPU would wait for it in every step."""
+    """`_harmonics_of_products` on the device, kept there: if it were copied in every step, a GPU would wait for it."""
     return _harmonics_of_products().to(device, dtype)
 
 

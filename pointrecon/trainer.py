@@ -87,7 +87,8 @@ class Trainer:
         known = loss.enclosed and loss.objective == "pull"
         inside = enclosed(self.queries.tree) if known else None
         self.enclosed = None if inside is None else torch.from_numpy(inside).to(device)
-        # Through a hole of any size the flood comes in. Where it does not, what looks like a rim is an edge.
+        # Through a hole wider than some spacings the flood comes in. Where it does not, what looks like a rim is taken
+        # for an edge.
         self.closed = inside is not None and bool(inside.any())
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)

@@ -138,7 +138,10 @@ def test_what_is_not_worth_computing_changes_nothing_where_it_is_computed(masks:
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("source", ["volume", "network"])
 def test_rendering_and_losses_ask_for_no_value(masks: bool, source: str):
-    """On a device without data, what asks for a number, or for how many there are, fails: on a GPU it would wait."""
+    """On a device without data, what asks for a number, or for how many there are, fails: on a GPU it would wait.
+
+    Not shown: operators that treat this device apart, and copies to it; a GPU is needed for that, as below.
+    """
     device = torch.device("meta")
     field, sampling = replace(CONFIG.field, backend="reference"), replace(CONFIG.sampling, source=source)
     config = replace(CONFIG, field=field, sampling=sampling)
@@ -163,7 +166,7 @@ def test_rendering_and_losses_ask_for_no_value(masks: bool, source: str):
 def test_a_step_on_a_gpu_does_not_wait(masks: bool, tmp_path: Path):
     make_tiny_scene(tmp_path / "tiny", views=4, size=(32, 24))
     photos = load(DataConfig(root=str(tmp_path / "tiny"), masks=masks))
-    trainer = Trainer(replace(CONFIG, loss=replace(ALL_TERMS)), photos, torch.device("cuda"))
+    trainer = Trainer(replace(CONFIG, loss=ALL_TERMS), photos, torch.device("cuda"))
     for _ in range(3):  # what is compiled and allocated at first, and a refresh of the cached distances
         trainer.step(0.5)
     assert trainer.steps < trainer.refresh_at
