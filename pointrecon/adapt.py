@@ -14,8 +14,9 @@ Section = TypeVar("Section", LossConfig, QueryConfig)
 
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
 NOISY = 0.25
-# Finest cell in spacings, of clean and of noisy clouds, and of these in standard deviations of the noise, if more.
-CELL, NOISY_CELL, CELL_OF_NOISE = 2.0, 3.9, 3.2
+# Finest cell in spacings; of noisy clouds by the noise in spacings, if that is more: so many times its square, and at
+# most so many times itself.
+CELL, CELL_OF_SQUARE, CELL_OF_NOISE = 2.0, 2.0, 3.2
 # Neighbours that give the queries' spread: of clean clouds; of noisy ones at least, or as many as lie within twice the
 # noise; of IGR (Gropp et al. 2020, section 3).
 NEIGHBOURS, NOISY_NEIGHBOURS, IGR_NEIGHBOURS = 4, 12, 50
@@ -32,6 +33,7 @@ MESH_CELLS, MESH_RANGE = 2.5, (384, 512)
 CLEAN = {
     "target": "nearest",
     "softness": 0.0,
+    "bilateral": 0.0,
     "bend": 0.0,
     "plane": 0.3,
     "space": Schedule(0.15, 1.0, 0.2, 0.4),
@@ -46,7 +48,7 @@ NOISE = {
 }
 # Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
-SOFTNESS = 1.5  # in standard deviations of the noise
+SOFTNESS, RADIUS = 1.5, 2.0  # of the error and of the bilateral filter, in standard deviations of the noise
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
 # cloud, and normals a tenth of it; a pull, whose surface moves more in a step, is held back by all but a little.
 WEIGHTS: dict[str, dict[str, float]] = {
@@ -64,9 +66,11 @@ def adapt(config: Config, found: Survey) -> Config:
     queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
     queries["closeness"] = 0.0 if noisy or objective != "pull" else CLOSENESS
     queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS
-    loss: dict[str, Any] = {**NOISE, "softness": SOFTNESS * found.noise} if noisy else {**CLEAN}
+    loss: dict[str, Any] = {**CLEAN}
+    if noisy:
+        loss = {**NOISE, "softness": SOFTNESS * found.noise, "bilateral": RADIUS * found.noise}
     if objective != "pull":
-        loss["bend"] = 0.0
+        loss["bend"] = loss["bilateral"] = 0.0
     if objective == "igr":
         queries["neighbours"] = IGR_NEIGHBOURS
     loss["normal"] = SIDES
@@ -78,7 +82,8 @@ def _with_cells(config: Config, found: Survey, noisy: bool) -> Config:
     """With cells, tables for them, and a mesh that shows them."""
     train, field = config.train, config.field
     if train.cell is None:
-        cell = max(NOISY_CELL, CELL_OF_NOISE * found.noise / found.spacing) if noisy else CELL
+        noise = found.noise / found.spacing if noisy else 0.0
+        cell = max(CELL, noise * min(CELL_OF_SQUARE * noise, CELL_OF_NOISE))
         train = replace(train, cell=round(cell, 3))
     if train.cell:
         finest = round(2 / (train.cell * found.spacing))

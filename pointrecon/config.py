@@ -64,6 +64,13 @@ class LossConfig:
         "normals half a finest cell apart are alike, from `plane` on; none: as the cloud's noise asks, for pull only",
         minimum=0.0,
     )
+    bilateral: float | None = key(
+        None,
+        "points around which queries are drawn are taken to be at the mean height of those around them on the same "
+        "side of edges, by the field's normals; this is how far these lie (standard deviation, field units), with "
+        "target: origin for pull; 0: the points as they are; none: twice the cloud's noise, for pull only",
+        minimum=0.0,
+    )
     squared: bool = key(
         False, "pull: squared distances, as the paper prints (with plane 1); plain ones fit finer detail"
     )

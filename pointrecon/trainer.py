@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointrecon.bilateral import Bilateral
 from pointrecon.config import Config, LossConfig
 from pointrecon.enclosed import enclosed, lookup
 from pointrecon.objectives import (
@@ -43,12 +44,14 @@ Terms = dict[str, Tensor]
 IN_REACH, AWAY = 0.2, 1.5
 # How much the smoothness of that counts, by the rim's normals, and standard deviation of the way on which it is asked.
 SMOOTH, SMOOTH_REACH = 0.6, 0.16
+# The points are moved to where their neighbours are when the field has a shape, and again from time to time.
+BILATERAL_FROM, BILATERAL_EVERY = 0.3, 200
 OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
 
 
 class Batch(NamedTuple):
-    """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around the points
-    `origin`, which are the cloud's `rows`; the others weigh as much as they lie above the cloud, if that is asked, and
+    """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around its `rows`, which
+    are, or are taken to be, at `origin`; the others weigh as much as they lie above the cloud, if that is asked, and
     what gives the plane of their nearest point reaches as far as `width`, if there may be holes."""
 
     x: Float[Tensor, "n 3"]
@@ -91,6 +94,7 @@ class Trainer:
         # for an edge.
         self.closed = inside is not None and bool(inside.any())
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
+        self.bilateral = Bilateral(self.queries.tree, cloud, loss.bilateral) if loss.bilateral else None
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
         self.aligned = min(loss.alignment_points, q.batch)
@@ -102,6 +106,8 @@ class Trainer:
         if self.steps and self.steps % queries.refresh == 0:
             self.queries.refresh(queries.renewed)
         self.iso.update(self.field, self.steps, active)
+        if self.bilateral and progress >= BILATERAL_FROM and self.steps % BILATERAL_EVERY == 0:
+            self.bilateral.update(self.field, active)
         batch = self._draw()
         geometry = self.field.geometry(batch.x, active)
         objective = self._pull if self.config.loss.objective == "pull" else self._on_surface
@@ -130,6 +136,8 @@ class Trainer:
         facing = self.queries.facing(x[near:], rows[near:]).to(self.device) if weighed else None
         width = self.queries.width(rows[near:]).to(self.device) if weighed and not self.closed else None
         x, nearest, origin, rows = (part.to(self.device) for part in (x, nearest, origin[:near], rows[:near]))
+        if self.bilateral:
+            origin = self.bilateral.points[rows]
         return Batch(x, nearest, origin, rows, near, facing, width)
 
     def _pull(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:
@@ -233,6 +241,7 @@ class Trainer:
             "optimisers": self.optimisers.state_dict(),
             "queries": self.queries.state_dict(),
             "iso": self.iso.state_dict(),
+            "bilateral": self.bilateral.state_dict() if self.bilateral else None,
             "steps": self.steps,
         }
 
@@ -242,6 +251,8 @@ class Trainer:
         self.optimisers.load_state_dict(state["optimisers"])
         self.queries.load_state_dict(state["queries"])
         self.iso.load_state_dict(state["iso"])
+        if self.bilateral:
+            self.bilateral.load_state_dict(state["bilateral"])
         self.steps = state["steps"]
 
 

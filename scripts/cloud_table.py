@@ -6,8 +6,8 @@
 
 MESHES holds exact meshes; SCANS pairs of NAME_scan.ply and NAME_mesh.ply. Figures that the file holds already are not
 measured again. Screened Poisson (pip install isopull[benchmark]) is the best of four settings by the exact mesh, a
-choice that no user can make, trimmed by distance; and once more with moving least squares before, which ours does
-without.
+choice that no user can make, trimmed by distance; and once more with its points denoised before, by moving least
+squares or as a noisy fit does it, whichever is better.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from shared.report import diagonal
 
 SHAPES = ("armadillo", "horse", "nefertiti", "fandisk")
 KEY = ("shape", "kind", "seed")
-OTHERS = {"poisson": False, "smoothed": True}  # whether moving least squares come before
+OTHERS = {"poisson": False, "smoothed": True}  # whether points are denoised before
 
 
 class Case(NamedTuple):

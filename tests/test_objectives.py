@@ -10,13 +10,15 @@ from torch import Tensor
 
 from pointrecon.adapt import (
     CELL,
+    CELL_OF_SQUARE,
     CLEAN,
     CLOSENESS,
     IGR_NEIGHBOURS,
     NEIGHBOURS,
     NOISE,
-    NOISY_CELL,
     NOISY_NEIGHBOURS,
+    RADIUS,
+    SOFTNESS,
     adapt,
 )
 from pointrecon.config import Config, LossConfig
@@ -327,5 +329,13 @@ def test_the_presets_of_a_kind_of_cloud_are_what_such_a_cloud_would_choose():
     for name, value in CLEAN.items():
         assert getattr(as_clean.loss, name) == value
     assert (as_noisy.queries.neighbours, as_noisy.queries.closeness) == (NOISY_NEIGHBOURS, 0)
-    assert (as_noisy.train.cell, as_clean.train.cell) == (NOISY_CELL, CELL)
+    assert (as_noisy.train.cell, as_clean.train.cell) == (CELL_OF_SQUARE, CELL)
     assert as_clean == adapt(sparse, clean_cloud)
+    assert as_noisy.loss.bilateral / as_noisy.loss.softness == pytest.approx(RADIUS / SOFTNESS, rel=0.02)
+
+
+def test_points_are_moved_in_noise_and_for_a_pull_alone():
+    clean, noisy = Survey(0.01, 0.001, 4), Survey(0.01, 0.01, 4)
+    siren = read_config(Config, None, [("loss.objective", "siren")])
+    found = [adapt(*args).loss.bilateral for args in ((Config(), clean), (Config(), noisy), (siren, noisy))]
+    assert found == [0, 0.01 * RADIUS, 0]

@@ -1,0 +1,195 @@
+"""Noisy points brought together: by loops, on planes, edges and spheres; block by block; and within a fit."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from pointrecon import bilateral as module
+from pointrecon import trainer as trainers
+from pointrecon.adapt import adapt
+from pointrecon.bilateral import AGREE, NEIGHBOURS, Bilateral, bilateral
+from pointrecon.config import Config
+from pointrecon.survey import Survey
+from pointrecon.trainer import Trainer
+from shared.config import read_config
+from shared.field import Field, FieldConfig, Geometry, SirenField
+
+CPU = torch.device("cpu")
+SIGMA = 0.02
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Shape(SirenField):
+    """Only its normals are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(FieldConfig(width=4))
+        self.asked = 0
+
+    def geometry(self, x: Tensor, active: int | None = None) -> Geometry:
+        self.asked += len(x)
+        return Geometry(x[:, 0], self.normals(x), x[:, :0])
+
+    def normals(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Ball(Shape):
+    def normals(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+
+class Plane(Shape):
+    def normals(self, x: Tensor) -> Tensor:
+        return torch.tensor([0.0, 0.0, 2.0]).expand_as(x)
+
+
+class Edge(Shape):
+    """The sides z = 0 and x = 0 of a body that is a quarter of space."""
+
+    def normals(self, x: Tensor) -> Tensor:
+        return F.one_hot(torch.where(x[:, 0] > x[:, 2], 0, 2), 3).to(x)
+
+
+def moved(points: np.ndarray, field: Field, radius: float = 2 * SIGMA) -> np.ndarray:
+    points = points.astype(np.float32)
+    found = Bilateral(cKDTree(points), torch.from_numpy(points), radius)
+    found.update(field, None)
+    return found.points.numpy()
+
+
+def sphere(count: int, rng: np.random.Generator) -> np.ndarray:
+    points = rng.normal(size=(count, 3))
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def test_a_point_by_loops():
+    generator = torch.Generator().manual_seed(0)
+    points = 0.05 * torch.randn(3, 7, 3, generator=generator)
+    up = torch.tensor([0.0, 0.0, 1.0])
+    normals = F.normalize(up + 0.3 * torch.randn(3, 7, 3, generator=generator), dim=2)
+    found = bilateral(points, normals, 0.06)
+    for at, theirs, result in zip(points, normals, found):
+
+        def weight(square: float, one: Tensor, other: Tensor) -> float:
+            return math.exp(-square / (2 * 0.06**2) - float((one - other).square().sum()) / (2 * AGREE**2))
+
+        mean = sum(weight(float((p - at[0]).square().sum()), n, theirs[0]) * n for p, n in zip(at, theirs))
+        own = mean / mean.norm()
+        total = heights = 0.0
+        for p, n in zip(at, theirs):
+            height = float((p - at[0]) @ (n + own) / (1 + n @ own))
+            w = weight(max(float((p - at[0]).square().sum()) - height**2, 0), n, own)
+            total, heights = total + w, heights + w * height
+        torch.testing.assert_close(result, at[0] + heights / total * own)
+
+
+def test_noise_about_a_plane_falls_as_that_of_a_mean():
+    rng = np.random.default_rng(0)
+    points = np.column_stack([rng.uniform(-0.8, 0.8, (8000, 2)), rng.normal(scale=SIGMA, size=8000)])
+    found = moved(points, Plane())
+    assert np.array_equal(found[:, :2], points[:, :2].astype(np.float32)), "along normals"
+    within = np.pi * (2 * 2 * SIGMA) ** 2 * 8000 / 1.6**2  # points that a Gaussian's mean counts as one each
+    assert found[:, 2].std() < 1.5 * SIGMA / math.sqrt(min(within, NEIGHBOURS))
+
+
+def test_edges_stay():
+    """Plain means would move points beside the edge by about half the radius."""
+    rng = np.random.default_rng(1)
+    near, along = rng.uniform(0, 0.8, 6000), rng.uniform(-0.8, 0.8, 6000)
+    side = np.arange(6000) % 2 == 0
+    zero = np.zeros(6000)
+    points = np.where(side[:, None], np.column_stack([-near, along, zero]), np.column_stack([zero, along, -near]))
+    assert np.abs(moved(points, Edge()) - points).max() < 1e-3
+    assert np.abs(moved(points, Plane()) - points)[near < 0.01].max() > 0.3 * SIGMA
+
+
+def test_spheres_do_not_shrink():
+    rng = np.random.default_rng(2)
+    points = sphere(8000, rng) * 0.5
+    # Up to 48 neighbours reach 0.08 far, and lie 0.006 below the first one's tangent there.
+    assert np.abs(np.linalg.norm(moved(points, Ball(), 0.1), axis=1) - 0.5).max() < 1e-3
+    radii = np.linalg.norm(moved(points * (1 + rng.normal(scale=0.02, size=(8000, 1))), Ball()), axis=1)
+    assert radii.std() < 0.5 * 0.01 and abs(radii.mean() - 0.5) < 4e-4
+
+
+def test_the_two_sides_of_a_sheet_stay_apart():
+    rng = np.random.default_rng(3)
+    side = np.where(rng.random(6000) < 0.5, 1, -1)
+    points = np.column_stack([rng.uniform(-0.8, 0.8, (6000, 2)), 0.02 * side])
+
+    class Sheet(Shape):
+        def normals(self, x: Tensor) -> Tensor:
+            return torch.tensor([0.0, 0.0, 1.0]) * x[:, 2:].sign()
+
+    assert np.abs(moved(points, Sheet()) - points).max() < 1e-6
+
+
+def test_fewer_points_than_neighbours_and_equal_ones():
+    assert np.isfinite(moved(np.zeros((5, 3)), Plane())).all()
+    assert np.allclose(moved(np.array([[0, 0, 0.1], [0, 0.01, 0.3]]), Plane(), 1.0)[:, 2], 0.2, atol=1e-3)
+
+
+def test_blocks_take_turns(monkeypatch: pytest.MonkeyPatch):
+    points = sphere(500, np.random.default_rng(4)).astype(np.float32) * 0.6
+    noisy = points + np.random.default_rng(5).normal(scale=SIGMA, size=points.shape).astype(np.float32)
+    whole = moved(noisy, Ball())
+    monkeypatch.setattr(module, "BLOCK", 200)
+    monkeypatch.setattr(module, "CHUNK", 30)
+    parts = Bilateral(cKDTree(noisy), torch.from_numpy(noisy), 2 * SIGMA)
+    counts = []
+    for _ in range(4):
+        before = parts.points.clone()
+        parts.update(Ball(), None)
+        counts.append(int((parts.points != before).any(dim=1).sum()))
+    assert counts == [200, 200, 100, 0], "the last one is the first again, of the same field"
+    np.testing.assert_allclose(parts.points.numpy(), whole, atol=1e-6)
+    assert np.array_equal(parts.cloud.numpy(), noisy)
+
+
+def fit(**keys: str) -> Trainer:
+    """To a sphere with noise."""
+    small = {"levels": "3", "finest": "16", "log2_entries": "9", "width": "16", "radius": "0.5"}
+    overrides = [(f"field.{name}", text) for name, text in small.items()]
+    overrides += [("train.cell", "0"), ("queries.batch", "256"), ("queries.pool", "2000"), *keys.items()]
+    rng = np.random.default_rng(6)
+    points = 0.6 * sphere(600, rng) + rng.normal(scale=SIGMA, size=(600, 3))
+    return Trainer(adapt(read_config(Config, None, overrides), Survey(0.05, SIGMA, 10)), points, CPU)
+
+
+def test_queries_are_drawn_around_the_points_and_measured_to_where_these_were_moved(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(trainers, "BILATERAL_EVERY", 2)
+    trainer = fit()
+    trainer.step(0.1)
+    assert trainer.bilateral is not None
+    assert torch.equal(trainer.bilateral.points, trainer.bilateral.cloud), "not while there is no shape"
+    trainer.step(0.5)
+    trainer.step(0.5)
+    assert not torch.equal(trainer.bilateral.points, trainer.bilateral.cloud)
+    batch = trainer._draw()
+    assert torch.equal(batch.origin, trainer.bilateral.points[batch.rows])
+    assert fit(**{"loss.bilateral": "0"}).bilateral is None
+
+
+def test_a_resumed_fit_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainers, "BILATERAL_EVERY", 4)
+    monkeypatch.setattr(module, "BLOCK", 250)
+    whole, curve, file = fit(), [], io.BytesIO()
+    for step in range(14):
+        if step == 10:
+            torch.save(whole.state_dict(), file)
+        curve.append(float(whole.step(step / 14)["loss"]))
+    file.seek(0)
+    resumed = fit()
+    resumed.step(0.5)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert [float(resumed.step(step / 14)["loss"]) for step in range(10, 14)] == curve[10:]
