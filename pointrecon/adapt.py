@@ -14,9 +14,9 @@ Section = TypeVar("Section", LossConfig, QueryConfig)
 
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
 NOISY = 0.25
-# Finest cell in spacings; of noisy clouds by the noise in spacings, if that is more: so many times its square, and at
-# most so many times itself.
-CELL, CELL_OF_SQUARE, CELL_OF_NOISE = 2.0, 2.0, 3.2
+# Finest cell in spacings; of noisy clouds by the noise in spacings, if that is more: so many times its cube, and at
+# most so many times itself. With little noise the points that are brought together are smooth enough for fine cells.
+CELL, CELL_OF_CUBE, CELL_OF_NOISE = 2.0, 1.5, 3.7
 # Neighbours that give the queries' spread: of clean clouds; of noisy ones at least, or as many as lie within twice the
 # noise; of IGR (Gropp et al. 2020, section 3).
 NEIGHBOURS, NOISY_NEIGHBOURS, IGR_NEIGHBOURS = 4, 12, 50
@@ -83,7 +83,7 @@ def _with_cells(config: Config, found: Survey, noisy: bool) -> Config:
     train, field = config.train, config.field
     if train.cell is None:
         noise = found.noise / found.spacing if noisy else 0.0
-        cell = max(CELL, noise * min(CELL_OF_SQUARE * noise, CELL_OF_NOISE))
+        cell = max(CELL, min(CELL_OF_CUBE * noise**3, CELL_OF_NOISE * noise))
         train = replace(train, cell=round(cell, 3))
     if train.cell:
         finest = round(2 / (train.cell * found.spacing))

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pointrecon.adapt import (
     CELL,
-    CELL_OF_SQUARE,
     CLEAN,
     CLOSENESS,
     IGR_NEIGHBOURS,
@@ -329,7 +328,7 @@ def test_the_presets_of_a_kind_of_cloud_are_what_such_a_cloud_would_choose():
     for name, value in CLEAN.items():
         assert getattr(as_clean.loss, name) == value
     assert (as_noisy.queries.neighbours, as_noisy.queries.closeness) == (NOISY_NEIGHBOURS, 0)
-    assert (as_noisy.train.cell, as_clean.train.cell) == (CELL_OF_SQUARE, CELL)
+    assert (as_noisy.train.cell, as_clean.train.cell) == (CELL, CELL)
     assert as_clean == adapt(sparse, clean_cloud)
     assert as_noisy.loss.bilateral / as_noisy.loss.softness == pytest.approx(RADIUS / SOFTNESS, rel=0.02)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pointrecon.adapt import CELL, CELL_OF_NOISE, CELL_OF_SQUARE, NEIGHBOURS, adapt
+from pointrecon.adapt import CELL, CELL_OF_CUBE, CELL_OF_NOISE, NEIGHBOURS, adapt
 from pointrecon.config import Config, LossConfig, QueryConfig
 from pointrecon.survey import Survey, stray, survey
 
@@ -87,7 +87,7 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     assert (noisy.loss.target, noisy.queries.neighbours) == ("origin", 30), "as wide as twice the noise"
     assert noisy.loss.softness == pytest.approx(0.015)
     assert clean.field.finest == round(2 / (CELL * 0.01))
-    for noise, cell in ((0.5, CELL), (1.2, CELL_OF_SQUARE * 1.44), (3, CELL_OF_NOISE * 3)):
+    for noise, cell in ((0.5, CELL), (1.2, CELL_OF_CUBE * 1.2**3), (3, CELL_OF_NOISE * 3)):
         found = adapt(Config(), Survey(0.01, noise * 0.01, 30))
         assert found.train.cell == pytest.approx(cell) and found.field.finest == round(2 / (cell * 0.01))
     own = Config(queries=QueryConfig(neighbours=7), loss=LossConfig(target="nearest", softness=0.0))
