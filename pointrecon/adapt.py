@@ -15,8 +15,10 @@ Section = TypeVar("Section", LossConfig, QueryConfig)
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
 NOISY = 0.25
 # Finest cell in spacings; of noisy clouds by the noise in spacings, if that is more: so many times its cube, and at
-# most so many times itself. With little noise the points that are brought together are smooth enough for fine cells.
+# most so many times itself. With little noise, points that are brought together are smooth enough for fine cells; where
+# they are not brought together, cells are so many spacings, and so many times the noise, at least.
 CELL, CELL_OF_CUBE, CELL_OF_NOISE = 2.0, 1.5, 3.7
+RAW_CELL, RAW_CELL_OF_NOISE = 3.9, 3.2
 # Neighbours that give the queries' spread: of clean clouds; of noisy ones at least, or as many as lie within twice the
 # noise; of IGR (Gropp et al. 2020, section 3).
 NEIGHBOURS, NOISY_NEIGHBOURS, IGR_NEIGHBOURS = 4, 12, 50
@@ -61,7 +63,6 @@ WEIGHTS: dict[str, dict[str, float]] = {
 def adapt(config: Config, found: Survey) -> Config:
     """The config with everything chosen that it leaves open; `found` of the cloud in field space."""
     noisy = found.noise > NOISY * found.spacing
-    config = _with_cells(config, found, noisy)
     objective = config.loss.objective
     queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
     queries["closeness"] = 0.0 if noisy or objective != "pull" else CLOSENESS
@@ -75,15 +76,21 @@ def adapt(config: Config, found: Survey) -> Config:
         queries["neighbours"] = IGR_NEIGHBOURS
     loss["normal"] = SIDES
     loss |= {name: Schedule(weight) for name, weight in WEIGHTS[objective].items()}
-    return replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
+    if objective == "pull" and config.loss.target == "nearest":
+        loss["bilateral"] = 0.0
+    config = replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
+    return _with_cells(config, found, noisy)
 
 
 def _with_cells(config: Config, found: Survey, noisy: bool) -> Config:
     """With cells, tables for them, and a mesh that shows them."""
     train, field = config.train, config.field
     if train.cell is None:
-        noise = found.noise / found.spacing if noisy else 0.0
-        cell = max(CELL, min(CELL_OF_CUBE * noise**3, CELL_OF_NOISE * noise))
+        noise, cell = found.noise / found.spacing, CELL
+        if noisy and config.loss.bilateral:
+            cell = max(CELL, min(CELL_OF_CUBE * noise**3, CELL_OF_NOISE * noise))
+        elif noisy:
+            cell = max(RAW_CELL, RAW_CELL_OF_NOISE * noise)
         train = replace(train, cell=round(cell, 3))
     if train.cell:
         finest = round(2 / (train.cell * found.spacing))

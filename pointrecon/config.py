@@ -66,9 +66,9 @@ class LossConfig:
     )
     bilateral: float | None = key(
         None,
-        "points around which queries are drawn are taken to be at the mean height of those around them on the same "
-        "side of edges, by the field's normals; this is how far these lie (standard deviation, field units), with "
-        "target: origin for pull; 0: the points as they are; none: twice the cloud's noise, for pull only",
+        "noisy points count as moved to the mean height of their 48 neighbours, those near them (standard deviation in "
+        "field units) that lie on the same side of edges, by the field's normals; for siren, igr and pull with target "
+        "origin; 0: they count as they are; none: 0, or twice the noise for a pull to a noisy cloud",
         minimum=0.0,
     )
     squared: bool = key(

@@ -51,12 +51,14 @@ class IsoRegulariser:
         there = field.geometry(shard(self.iso.points), active)
         return {"iso_sdf": iso_sdf_loss(there.sdf), "iso_normal": iso_normal_loss(there.gradient, shard(self.normals))}
 
-    def trust(self, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m 3"]) -> Float[Tensor, " m"]:
+    def trust(
+        self, rows: Int[Tensor, " m"], points: Float[Tensor, "m 3"], gradient: Float[Tensor, "m 3"]
+    ) -> Float[Tensor, " m"]:
         """How far these rows of the cloud are to be trusted, 0 to 1 (eqs. 10 and 11); not differentiated.
 
-        gradient: the field's at these points.
+        points: where they are taken to be; gradient: the field's there.
         """
-        return bilateral_weights(self.points[rows], gradient, self.iso, self.nearest[rows])
+        return bilateral_weights(points, gradient, self.iso, self.nearest[rows])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later steps depend on; see `load_state_dict`."""

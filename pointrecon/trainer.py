@@ -44,8 +44,6 @@ Terms = dict[str, Tensor]
 IN_REACH, AWAY = 0.2, 1.5
 # How much the smoothness of that counts, by the rim's normals, and standard deviation of the way on which it is asked.
 SMOOTH, SMOOTH_REACH = 0.6, 0.16
-# The points are moved to where their neighbours are when the field has a shape, and again from time to time.
-BILATERAL_FROM, BILATERAL_EVERY = 0.3, 200
 OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
 
 
@@ -94,7 +92,8 @@ class Trainer:
         # for an edge.
         self.closed = inside is not None and bool(inside.any())
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
-        self.bilateral = Bilateral(self.queries.tree, cloud, loss.bilateral) if loss.bilateral else None
+        moved = loss.bilateral and (loss.target == "origin" or loss.objective != "pull")
+        self.bilateral = Bilateral(self.queries.tree, cloud, loss.bilateral or 0.0) if moved else None
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
         self.aligned = min(loss.alignment_points, q.batch)
@@ -106,8 +105,8 @@ class Trainer:
         if self.steps and self.steps % queries.refresh == 0:
             self.queries.refresh(queries.renewed)
         self.iso.update(self.field, self.steps, active)
-        if self.bilateral and progress >= BILATERAL_FROM and self.steps % BILATERAL_EVERY == 0:
-            self.bilateral.update(self.field, active)
+        if self.bilateral:
+            self.bilateral.update(self.field, progress, active)
         batch = self._draw()
         geometry = self.field.geometry(batch.x, active)
         objective = self._pull if self.config.loss.objective == "pull" else self._on_surface
@@ -145,7 +144,7 @@ class Trainer:
         near, squared = batch.near, self.config.loss.squared
         around, beyond = _part(geometry, slice(near)), _part(geometry, slice(near, None))
         at_origin = cache(lambda: self._gradient(batch.origin, progress))  # asked for once, if at all
-        trust = self.iso.trust(batch.rows, at_origin()) if self.iso.ready else torch.ones_like(around.sdf)
+        trust = self.iso.trust(batch.rows, batch.origin, at_origin()) if self.iso.ready else torch.ones_like(around.sdf)
         terms = {"pull": part_of_mean(trust * self._near_error(batch, around, progress, at_origin), near)}
         if self.queries.space_share > 0:
             x, nearest = batch.x[near:], batch.nearest[near:]
@@ -181,7 +180,7 @@ class Trainer:
         """SIREN and IGR: the points that queries were drawn around are on the surface, and gradients have length 1."""
         near, siren = batch.near, self.config.loss.objective == "siren"
         at = self.field.geometry(batch.origin, self.field.active(progress))
-        trust = self.iso.trust(batch.rows, at.gradient) if self.iso.ready else torch.ones_like(at.sdf)
+        trust = self.iso.trust(batch.rows, batch.origin, at.gradient) if self.iso.ready else torch.ones_like(at.sdf)
         terms = {"surface": part_of_mean(trust * at.sdf.abs(), near)}
         if self.normals is not None and self._weight("normal", progress) > 0:
             error = (direction_error if siren else gradient_error)(at.gradient, self.normals[batch.rows])
@@ -251,7 +250,7 @@ class Trainer:
         self.optimisers.load_state_dict(state["optimisers"])
         self.queries.load_state_dict(state["queries"])
         self.iso.load_state_dict(state["iso"])
-        if self.bilateral:
+        if self.bilateral and state.get("bilateral"):
             self.bilateral.load_state_dict(state["bilateral"])
         self.steps = state["steps"]
 

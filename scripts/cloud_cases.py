@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from pointrecon.adapt import RADIUS
+from pointrecon.adapt import NOISY, RADIUS
 from pointrecon.bilateral import CHUNK, NEIGHBOURS, bilateral
 from pointrecon.survey import survey
 from shared.errors import UserError
@@ -116,7 +116,8 @@ def poisson(points: Points, depth: int, neighbours: int, denoise: Denoise | None
 
 
 def moving_least_squares(points: Points, normals: Points) -> Points:
-    """Each point moved onto the plane through its neighbours, weighted by their distance (Levin 2004), twice."""
+    """Each point moved onto the plane through its neighbours, weighted by their distance (Levin 2004), twice; `normals`
+    are of no use here."""
     for _ in range(2):
         distance, index = cKDTree(points).query(points, k=30, workers=-1)
         weight = np.exp(-np.square(distance / distance[:, -1:] * 2))
@@ -140,17 +141,18 @@ def filtered(points: Points, normals: Points) -> Points:
     return to_world.to_world(torch.cat(moved).numpy())
 
 
-def best_poisson(points: Points, truth: Mesh, denoise: bool) -> dict[str, Any]:
-    """The figures of the setting with the least error, by the exact mesh: a choice that no user can make.
+def is_noisy(points: Points) -> bool:
+    """Whether a fit takes the points for noisy."""
+    found = survey(fit_box(points).to_unit(points))
+    return found.noise > NOISY * found.spacing
 
-    denoise: by moving least squares or as a fit does, whichever is better, that too by the exact mesh.
-    """
+
+def best_poisson(points: Points, truth: Mesh, denoise: Denoise | None) -> dict[str, Any]:
+    """The figures of the setting with the least error, by the exact mesh: a choice that no user can make."""
     rows: list[dict[str, Any]] = []
-    for how in (moving_least_squares, filtered) if denoise else (None,):
-        for depth, neighbours in POISSON:
-            mesh = poisson(points, depth, neighbours, how)
-            setting = f"depth {depth}, k {neighbours}" + (f", {how.__name__}" if how else "")
-            rows.append({**compare_meshes(mesh, truth), "setting": setting})
+    for depth, neighbours in POISSON:
+        mesh = poisson(points, depth, neighbours, denoise)
+        rows.append({**compare_meshes(mesh, truth), "setting": f"depth {depth}, k {neighbours}"})
     return min(rows, key=lambda row: row["chamfer_l1"])
 
 

@@ -11,10 +11,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from pointrecon import bilateral as module
-from pointrecon import trainer as trainers
 from pointrecon.adapt import adapt
-from pointrecon.bilateral import AGREE, NEIGHBOURS, Bilateral, bilateral
+from pointrecon.bilateral import AGREE, FIRST, NEIGHBOURS, UPDATES, Bilateral, bilateral
 from pointrecon.config import Config
+from pointrecon.objectives import chord_error, soft_abs
 from pointrecon.survey import Survey
 from pointrecon.trainer import Trainer
 from shared.config import read_config
@@ -61,7 +61,7 @@ class Edge(Shape):
 def moved(points: np.ndarray, field: Field, radius: float = 2 * SIGMA) -> np.ndarray:
     points = points.astype(np.float32)
     found = Bilateral(cKDTree(points), torch.from_numpy(points), radius)
-    found.update(field, None)
+    found.update(field, FIRST, None)
     return found.points.numpy()
 
 
@@ -141,17 +141,30 @@ def test_blocks_take_turns(monkeypatch: pytest.MonkeyPatch):
     points = sphere(500, np.random.default_rng(4)).astype(np.float32) * 0.6
     noisy = points + np.random.default_rng(5).normal(scale=SIGMA, size=points.shape).astype(np.float32)
     whole = moved(noisy, Ball())
-    monkeypatch.setattr(module, "BLOCK", 200)
-    monkeypatch.setattr(module, "CHUNK", 30)
+    for name, value in (("BLOCK", 200), ("CHUNK", 30), ("RUN", 7)):
+        monkeypatch.setattr(module, name, value)
     parts = Bilateral(cKDTree(noisy), torch.from_numpy(noisy), 2 * SIGMA)
+    assert sorted(parts.order) == list(range(500))
     counts = []
-    for _ in range(4):
+    for number in range(4):
         before = parts.points.clone()
-        parts.update(Ball(), None)
+        for _ in range(2):  # one of them is not due
+            parts.update(Ball(), FIRST + (1 - FIRST) * (number + 0.5) / UPDATES, None)
         counts.append(int((parts.points != before).any(dim=1).sum()))
     assert counts == [200, 200, 100, 0], "the last one is the first again, of the same field"
     np.testing.assert_allclose(parts.points.numpy(), whole, atol=1e-6)
     assert np.array_equal(parts.cloud.numpy(), noisy)
+
+
+@pytest.mark.parametrize("steps", [3, 50, 400])
+def test_updates_are_spread_over_the_run(steps: int):
+    field, points = Ball(), sphere(60, np.random.default_rng(7)).astype(np.float32)
+    found, times = Bilateral(cKDTree(points), torch.from_numpy(points), 0.1), []
+    for step in range(steps):
+        before = field.asked
+        found.update(field, step / steps, None)
+        times += [step / steps] if field.asked > before else []
+    assert times[0] >= FIRST and len(times) == min(UPDATES, sum(step / steps >= FIRST for step in range(steps)))
 
 
 def fit(**keys: str) -> Trainer:
@@ -164,32 +177,50 @@ def fit(**keys: str) -> Trainer:
     return Trainer(adapt(read_config(Config, None, overrides), Survey(0.05, SIGMA, 10)), points, CPU)
 
 
-def test_queries_are_drawn_around_the_points_and_measured_to_where_these_were_moved(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(trainers, "BILATERAL_EVERY", 2)
+def test_errors_are_those_of_the_points_where_they_were_moved():
+    """Also where they count by the trust in them."""
     trainer = fit()
     trainer.step(0.1)
     assert trainer.bilateral is not None
     assert torch.equal(trainer.bilateral.points, trainer.bilateral.cloud), "not while there is no shape"
     trainer.step(0.5)
-    trainer.step(0.5)
     assert not torch.equal(trainer.bilateral.points, trainer.bilateral.cloud)
+    saved = trainer.queries.state_dict()
     batch = trainer._draw()
     assert torch.equal(batch.origin, trainer.bilateral.points[batch.rows])
-    assert fit(**{"loss.bilateral": "0"}).bilateral is None
+    near = slice(batch.near)
+    active = trainer.field.active(0.55)
+    with torch.no_grad():
+        at, there = trainer.field.geometry(batch.x[near], active), trainer.field.geometry(batch.origin, active)
+        error = chord_error(batch.x[near], at, trainer.bilateral.points[batch.rows], there.gradient)
+    trainer.queries.load_state_dict(saved)
+    expected = soft_abs(error, trainer.config.loss.softness or 0).mean()
+    assert float(trainer.step(0.55)["pull"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_where_points_are_not_asked_for_none_are_moved():
+    for keys in ({"loss.bilateral": "0"}, {"loss.target": "nearest"}, {"loss.objective": "siren"}):
+        assert fit(**keys).bilateral is None
+    assert fit(**{"loss.target": "nearest", "loss.bilateral": "0.1"}).bilateral is None
+    assert fit(**{"loss.objective": "siren", "loss.bilateral": "0.1"}).bilateral is not None
 
 
 def test_a_resumed_fit_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trainers, "BILATERAL_EVERY", 4)
     monkeypatch.setattr(module, "BLOCK", 250)
     whole, curve, file = fit(), [], io.BytesIO()
     for step in range(14):
         if step == 10:
+            assert whole.bilateral is not None and whole.bilateral.first == 500
             torch.save(whole.state_dict(), file)
         curve.append(float(whole.step(step / 14)["loss"]))
     file.seek(0)
     resumed = fit()
-    resumed.step(0.5)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert [float(resumed.step(step / 14)["loss"]) for step in range(10, 14)] == curve[10:]
+
+
+def test_a_fit_that_had_none_goes_on_from_the_points_as_they_are():
+    plain, other = fit(**{"loss.bilateral": "0"}), fit()
+    plain.step(0.1)
+    other.load_state_dict(plain.state_dict())
+    assert other.bilateral is not None and torch.equal(other.bilateral.points, other.bilateral.cloud)

@@ -17,6 +17,7 @@ from pointrecon.adapt import (
     NOISE,
     NOISY_NEIGHBOURS,
     RADIUS,
+    RAW_CELL,
     SOFTNESS,
     adapt,
 )
@@ -328,7 +329,7 @@ def test_the_presets_of_a_kind_of_cloud_are_what_such_a_cloud_would_choose():
     for name, value in CLEAN.items():
         assert getattr(as_clean.loss, name) == value
     assert (as_noisy.queries.neighbours, as_noisy.queries.closeness) == (NOISY_NEIGHBOURS, 0)
-    assert (as_noisy.train.cell, as_clean.train.cell) == (CELL, CELL)
+    assert noisy.train.cell == adapt(Config(), noisy_cloud).train.cell and as_clean.train.cell == CELL
     assert as_clean == adapt(sparse, clean_cloud)
     assert as_noisy.loss.bilateral / as_noisy.loss.softness == pytest.approx(RADIUS / SOFTNESS, rel=0.02)
 
@@ -338,3 +339,7 @@ def test_points_are_moved_in_noise_and_for_a_pull_alone():
     siren = read_config(Config, None, [("loss.objective", "siren")])
     found = [adapt(*args).loss.bilateral for args in ((Config(), clean), (Config(), noisy), (siren, noisy))]
     assert found == [0, 0.01 * RADIUS, 0]
+    kept = read_config(Config, None, [("loss.target", "nearest")])
+    assert adapt(kept, noisy).loss.bilateral == 0
+    for unmoved in (siren, kept, read_config(Config, None, [("loss.bilateral", "0")])):
+        assert adapt(unmoved, noisy).train.cell == RAW_CELL, "cells are as fine as noise allows without it"

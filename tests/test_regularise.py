@@ -142,7 +142,7 @@ def test_trust_is_that_of_the_nearest_iso_point_by_brute_force():
     iso.update(Ball(), 3, None)
     rows = torch.arange(0, 100, 3)
     gradient = torch.randn(len(rows), 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = iso.trust(rows, gradient)
+    found = iso.trust(rows, iso.points[rows], gradient)
     assert not found.requires_grad
     for row, at, trust in zip(rows, gradient.detach(), found):
         point = iso.points[row]
@@ -159,7 +159,7 @@ def test_points_on_the_surface_are_trusted_and_those_far_from_it_are_not():
     points[:60] *= 1.6
     iso = regulariser(points, iso_points=600)
     iso.update(Ball(), 3, None)
-    trust = iso.trust(torch.arange(600), torch.from_numpy(directions().astype(np.float32)))
+    trust = iso.trust(torch.arange(600), iso.points, torch.from_numpy(directions().astype(np.float32)))
     assert float(trust[60:].min()) > 0.9 and float(trust[:60].max()) < 0.1
 
 
@@ -176,7 +176,7 @@ def test_the_near_error_of_a_query_counts_by_the_trust_in_its_origin():
     with torch.no_grad():
         at = fit.field.geometry(batch.x[near], active)
         errors = (pull(batch.x[near], at.sdf, at.gradient) - batch.nearest[near]).norm(dim=1)
-        trust = fit.iso.trust(batch.rows, fit.field.geometry(batch.origin, active).gradient)
+        trust = fit.iso.trust(batch.rows, batch.origin, fit.field.geometry(batch.origin, active).gradient)
     assert 0.01 < float(trust.min()) < float(trust.max()) <= 1
     assert float(plain.step(early)["pull"]) == pytest.approx(float(errors.mean()), rel=1e-5)
     assert float(fit.step(early)["pull"]) == pytest.approx(float((trust * errors).mean()), rel=1e-5)
