@@ -72,8 +72,8 @@ class Bilateral:
 
 
 def bilateral(points: Float[Tensor, "n k 3"], normals: Float[Tensor, "n k 3"], radius: float) -> Float[Tensor, "n 3"]:
-    """The first of each k points, moved along its normal to the mean height of all of them (Fleishman et al. 2003, eq.
-    2, with differences of normals in the place of those of heights, as in Oeztireli et al. 2009, eq. 9).
+    """The first of each k points, moved along its normal to the mean height of all of them (after Fleishman et al.
+    2003, with differences of normals in the place of those of heights, as in Oeztireli et al. 2009).
 
     Normals are unit ones. That of the first point is replaced by a mean with the same kind of weights, before heights
     are. Heights are along chords, to which a sphere's curvature adds nothing (see `chord_error` in
