@@ -18,6 +18,7 @@ def build_parser() -> Parser:
     _add_train(commands.add_parser("train", help="learn a scene from photos"))
     mesh = _add_run(commands, "mesh", "extract the surface of a run")
     mesh.add_argument("--resolution", type=int, default=512, help="cells along an edge of the box (default 512)")
+    mesh.add_argument("--faces", type=int, help="simplify the surface to about this many faces (default: not at all)")
     mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
     render = _add_run(commands, "render", "render views of a run: colour, depth and normals")
     render.add_argument("--path", default="test", help="test, train, orbit or interpolate (default test)")
@@ -68,6 +69,7 @@ def run_mesh(args: argparse.Namespace) -> None:
     """`mvrecon mesh`."""
     from mvrecon.checkpoint import load_run
     from mvrecon.mesh import surface_mesh
+    from shared.decimate import decimate
     from shared.mesh import save_mesh
 
     if args.resolution < 8:
@@ -75,6 +77,8 @@ def run_mesh(args: argparse.Namespace) -> None:
     run = load_run(args.run, args.device)
     out = args.out or run.folder / "mesh.ply"
     mesh = surface_mesh(run.model, run.to_world, args.resolution, run.device)
+    if args.faces is not None:
+        mesh = decimate(mesh, args.faces)
     save_mesh(mesh, out)
     print(f"{out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces")
 

@@ -51,21 +51,24 @@ def build_parser() -> Parser:
 
 def _add_outputs(commands: Any) -> None:
     """The commands that make something of a run."""
-    mesh = commands.add_parser("mesh", help="extract the surface of a run again")
-    mesh.add_argument("run", type=Path, help="folder of a run")
+    mesh = _add_run(commands, "mesh", "extract the surface of a run again: finer, coarser, cut or simplified")
     mesh.add_argument("--resolution", type=int, help="cells along an edge of the box (default: as fitted)")
     for name in ("trim", "smallest", "faces"):
         mesh.add_argument(f"--{name}", help=f"as `fit --{name}` (default: as fitted)")
     mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
-    slices = commands.add_parser("slice", help="pictures of the field with its level sets")
-    slices.add_argument("run", type=Path, help="folder of a run")
+    slices = _add_run(commands, "slice", "pictures of the field with its level sets")
     slices.add_argument("--axis", choices=("x", "y", "z"), default="z", help="what the slices are across (default z)")
     slices.add_argument("--count", type=int, default=1, help="how many slices (default 1, in the middle)")
     slices.add_argument("--out", type=Path, help="folder for the pictures (default RUN/slices)")
-    points = commands.add_parser("isopoints", help="points spread evenly over the surface, with normals")
-    points.add_argument("run", type=Path, help="folder of a run")
+    points = _add_run(commands, "isopoints", "points spread evenly over the surface, with normals")
     points.add_argument("--count", type=int, default=20_000, help="how many points (default 20000)")
     points.add_argument("--out", type=Path, help="point cloud file, .ply (default RUN/isopoints.ply)")
+
+
+def _add_run(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("run", type=Path, help="folder of a run")
+    return command
 
 
 def run_fit(args: argparse.Namespace) -> int:

@@ -87,6 +87,9 @@ def test_mvrecon_from_photos_to_figures(scene: Path, tmp_path: Path, capsys: pyt
     for out in ("coarse.obj", "coarse.glb"):
         assert mvrecon.commands.main(["mesh", str(run), "--resolution", "32", "--out", str(tmp_path / out)]) == 0
         assert len(load_mesh(tmp_path / out).faces) > 0
+    few = ["--resolution", "32", "--faces", "200", "--out", str(tmp_path / "few.ply")]
+    assert mvrecon.commands.main(["mesh", str(run), *few]) == 0
+    assert 0 < len(load_mesh(tmp_path / "few.ply").faces) <= 200
     assert mvrecon.commands.main(["render", str(run)]) == 0
     assert {path.name.split("_")[1] for path in (run / "render_test").iterdir()} == {
         "color.png",
