@@ -12,8 +12,6 @@ from shared.config import Schedule
 
 Section = TypeVar("Section", LossConfig, QueryConfig)
 
-# A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
-NOISY = 0.25
 # Finest cell in spacings; of noisy clouds by the noise in spacings, if that is more: so many times its cube, and at
 # most so many times itself. With little noise, points that are brought together are smooth enough for fine cells; where
 # they are not brought together, cells are so many spacings, and so many times the noise, at least.
@@ -62,13 +60,12 @@ WEIGHTS: dict[str, dict[str, float]] = {
 
 def adapt(config: Config, found: Survey) -> Config:
     """The config with everything chosen that it leaves open; `found` of the cloud in field space."""
-    noisy = found.noise > NOISY * found.spacing
     objective = config.loss.objective
     queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
-    queries["closeness"] = 0.0 if noisy or objective != "pull" else CLOSENESS
-    queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if noisy else NEIGHBOURS
+    queries["closeness"] = 0.0 if found.noisy or objective != "pull" else CLOSENESS
+    queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if found.noisy else NEIGHBOURS
     loss: dict[str, Any] = {**CLEAN}
-    if noisy:
+    if found.noisy:
         loss = {**NOISE, "softness": SOFTNESS * found.noise, "bilateral": RADIUS * found.noise}
     if objective != "pull":
         loss["bend"] = loss["bilateral"] = 0.0
@@ -79,17 +76,17 @@ def adapt(config: Config, found: Survey) -> Config:
     if objective == "pull" and config.loss.target == "nearest":
         loss["bilateral"] = 0.0
     config = replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
-    return _with_cells(config, found, noisy)
+    return _with_cells(config, found)
 
 
-def _with_cells(config: Config, found: Survey, noisy: bool) -> Config:
+def _with_cells(config: Config, found: Survey) -> Config:
     """With cells, tables for them, and a mesh that shows them."""
     train, field = config.train, config.field
     if train.cell is None:
         noise, cell = found.noise / found.spacing, CELL
-        if noisy and config.loss.bilateral:
+        if found.noisy and config.loss.bilateral:
             cell = max(CELL, min(CELL_OF_CUBE * noise**3, CELL_OF_NOISE * noise))
-        elif noisy:
+        elif found.noisy:
             cell = max(RAW_CELL, RAW_CELL_OF_NOISE * noise)
         train = replace(train, cell=round(cell, 3))
     if train.cell:

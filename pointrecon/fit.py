@@ -42,7 +42,8 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     to_world = fit_box(cloud.points)
     points = to_world.to_unit(cloud.points)
     found = survey(points)
-    print(f"points {found.spacing * to_world.scale:.3g} apart, noise {found.noise * to_world.scale:.2g}")
+    spacing, noise = found.spacing * to_world.scale, found.noise * to_world.scale
+    print(f"points {spacing:.3g} apart, noise {noise:.2g}: a {'noisy' if found.noisy else 'clean'} cloud")
     normals = trusted_normals(cloud, config)
     if normals is not None:
         config = replace(config, field=replace(config.field, inside_out=looks_inward(points, normals)))

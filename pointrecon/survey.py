@@ -9,6 +9,8 @@ from scipy.spatial import cKDTree
 
 Points = NDArray[np.float64]
 
+# A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it.
+NOISY = 0.25
 SAMPLE = 4000  # points that stand for the cloud
 SIZES = (8, 16, 32, 64, 128, 256, 512)  # neighbours that a plane is put through
 WIDE = 5.0  # radius of a neighbourhood in standard deviations about its plane
@@ -29,6 +31,11 @@ class Survey:
     spacing: float
     noise: float
     crowd: int
+
+    @property
+    def noisy(self) -> bool:
+        """Whether settings are those of noisy clouds."""
+        return self.noise > NOISY * self.spacing
 
 
 def survey(points: Points) -> Survey:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from pointrecon.adapt import NOISY, RADIUS
+from pointrecon.adapt import RADIUS
 from pointrecon.bilateral import CHUNK, NEIGHBOURS, bilateral
 from pointrecon.survey import survey
 from shared.errors import UserError
@@ -145,8 +145,7 @@ def filtered(points: Points, normals: Points) -> Points:
 
 def is_noisy(points: Points) -> bool:
     """Whether a fit takes the points for noisy."""
-    found = survey(fit_box(points).to_unit(points))
-    return found.noise > NOISY * found.spacing
+    return survey(fit_box(points).to_unit(points)).noisy
 
 
 def measure(mesh: Mesh, truth: Truth, seed: int) -> dict[str, float]:
