@@ -1,6 +1,6 @@
 """A fit read back from its folder, for meshing and evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pointrecon.config import Config
+from pointrecon.tiles import TiledField
 from shared.checkpoint import latest_checkpoint
 from shared.config import read_config
 from shared.errors import UserError
-from shared.field import Field, build_field
+from shared.field import FieldLike, build_field
 from shared.geometry import Similarity
 from shared.loop import as_it_runs_here, made, use_threads
+from shared.runtime import Budget
 
 KIND = "pointrecon"
 
@@ -25,7 +27,7 @@ class LoadedRun:
 
     folder: Path
     config: Config
-    field: Field
+    field: FieldLike
     to_world: Similarity
     device: torch.device
     made: dict[str, Any]
@@ -72,4 +74,32 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
             "or fit again if an older version made this run"
         ) from error
     scale, x, y, z = checkpoint.state["frame"]
-    return LoadedRun(folder, config, field.eval(), Similarity(scale, (x, y, z)), device, made(checkpoint.state))
+    run = LoadedRun(folder, config, field.eval(), Similarity(scale, (x, y, z)), device, made(checkpoint.state))
+    finished = [tile for tile in sorted(tiles_of(folder, config.tiles).glob("*")) if is_finished(tile, config)]
+    if not finished:
+        return run
+    parts = [load_run(tile, device_name) for tile in finished]
+    tiled = TiledField(run.field, run.to_world, [(part.field, part.to_world) for part in parts])
+    return replace(run, field=tiled, made=_made_together([run, *parts]))
+
+
+def tiles_of(folder: Path, tiles: int) -> Path:
+    """Where the runs of a run's tiles are, and, as `asked.yaml`, what each was asked for."""
+    return folder / "tiles" / str(tiles)
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether the run of a tile has used up the budget in the config, and has its final weights."""
+    if not any((folder / "checkpoints").glob("step_*.pt")):
+        return False
+    state = latest_checkpoint(folder, KIND).state
+    budget = Budget(config.train.steps, config.train.minutes)
+    budget.load_state_dict(state["budget"])
+    return budget.done and not state["trainer"]["optimisers"]["average"]["mean"]
+
+
+def _made_together(runs: list[LoadedRun]) -> dict[str, Any]:
+    """Steps and seconds of all, and the most memory."""
+    made = [run.made for run in runs]
+    summed = {name: sum(one[name] for one in made) for name in ("train_seconds", "steps")}
+    return {**made[0], **summed, "peak_memory_mb": max(one["peak_memory_mb"] for one in made)}

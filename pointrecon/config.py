@@ -185,7 +185,9 @@ class FitConfig:
     )
     save_seconds: float = key(20.0, "seconds between checkpoints", minimum=0.0)
     resolution: int | None = key(
-        None, "cells along an edge of the box for mesh.ply; none: 384, or up to 512 for fine clouds", minimum=8
+        None,
+        "cells along an edge of the box for mesh.ply, of that of each tile; none: 384, or up to 512 for fine clouds",
+        minimum=8,
     )
     seed: int = key(0, "seed of everything random", minimum=0, maximum=2**63 - 1)
     threads: int = key(
@@ -205,6 +207,13 @@ class Config:
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig(warmup=0.03, final=0.02)
     train: FitConfig = FitConfig()
+    tiles: int = key(
+        1,
+        "after a fit of the whole, fit as many cubes along its longest side, each with a field of its own, and blend "
+        "them: for clouds with more detail than one field holds; takes as long again for each cube with points in it",
+        minimum=1,
+        maximum=8,
+    )
     keep_stray: bool = key(False, "keep points that seem to belong to no surface")
     trim: float | None = key(
         None,

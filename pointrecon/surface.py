@@ -12,12 +12,12 @@ from torch import Tensor
 from pointrecon.checkpoint import LoadedRun
 from pointrecon.config import Config
 from pointrecon.survey import stray
-from pointrecon.thin import thin
+from pointrecon.thin import MOST, thin
 from pointrecon.trim import supported, trim
 from shared.cloud_colors import transfer
 from shared.decimate import decimate
 from shared.errors import UserError
-from shared.field import Field
+from shared.field import FieldLike
 from shared.geometry import Similarity
 from shared.isopoints import extract
 from shared.mesh import Mesh, keep_components, save_points
@@ -26,20 +26,19 @@ from shared.pointcloud import PointCloud, read_cloud
 
 # If more than this share of a cloud looked stray, it would be something else: then all of it is kept.
 TOO_MANY = 0.3
+LARGEST = 2048  # cells along an edge of the box, whatever the tiles: larger meshes take more memory than most have
 
 
 def load_cloud(config: Config) -> PointCloud:
-    """The cloud that a config names, thinned if it is huge, without points that belong to no surface.
+    """The cloud that a config names, thinned if its tiles cannot show all, without points that belong to no surface.
 
     Raises UserError as `read_cloud`.
     """
-    cloud = thin(read_cloud(config.cloud))
+    cloud = thin(read_cloud(config.cloud), MOST * config.tiles**2)
     alone = np.zeros(len(cloud), bool) if config.keep_stray else stray(cloud.points)
     if not alone.any() or alone.mean() > TOO_MANY:
         return cloud
-    kept = {name: getattr(cloud, name) for name in ("points", "normals", "colors")}
-    kept = {name: None if column is None else column[~alone] for name, column in kept.items()}
-    return replace(cloud, **kept, dropped={**cloud.dropped, "stray": int(alone.sum())})
+    return replace(cloud.rows(~alone), dropped={**cloud.dropped, "stray": int(alone.sum())})
 
 
 def cloud_of_run(config: Config) -> PointCloud | None:
@@ -52,12 +51,13 @@ def cloud_of_run(config: Config) -> PointCloud | None:
 
 
 def finished_mesh(
-    field: Field, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
+    field: FieldLike, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
 ) -> Mesh:
     """The surface in the cloud's frame as the config asks for; without a cloud neither cut nor coloured."""
     if config.train.resolution is None:
         raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
-    mesh = field_mesh(field, to_world, config.train.resolution, device, config.field.inside_out)
+    resolution = max(config.train.resolution, min(config.train.resolution * config.tiles, LARGEST))
+    mesh = field_mesh(field, to_world, resolution, device, config.field.inside_out)
     mesh = keep_components(mesh, config.smallest)
     if cloud is not None:
         mesh = keep_components(trim(mesh, cloud.points, config.trim), config.smallest)
@@ -69,7 +69,7 @@ def finished_mesh(
 
 
 def field_mesh(
-    field: Field, to_world: Similarity, resolution: int, device: torch.device, inside_out: bool = False
+    field: FieldLike, to_world: Similarity, resolution: int, device: torch.device, inside_out: bool = False
 ) -> Mesh:
     """The zero level set in the cloud's frame, with vertex normals; inside_out: of a field that is negative outside."""
 

@@ -29,6 +29,7 @@ from pointrecon.objectives import (
 )
 from pointrecon.queries import QuerySampler
 from pointrecon.regularise import IsoRegulariser
+from pointrecon.tiles import Guide
 from shared.config import Schedule
 from shared.field import Geometry, build_field
 from shared.levelset import alignment_loss
@@ -44,6 +45,8 @@ Terms = dict[str, Tensor]
 IN_REACH, AWAY = 0.2, 1.5
 # How much the smoothness of that counts, by the rim's normals, and standard deviation of the way on which it is asked.
 SMOOTH, SMOOTH_REACH = 0.6, 0.16
+# Fraction of the run in which a field that has a guide is made like that everywhere.
+FOLLOW = 0.15
 OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
 
 
@@ -62,7 +65,10 @@ class Batch(NamedTuple):
 
 
 class Trainer:
-    """Field, queries, iso-points and optimisers of one fit, in field space. normals: unit ones of the points (N, 3)."""
+    """Field, queries, iso-points and optimisers of one fit, in field space.
+
+    normals: unit ones of the points (N, 3). guide: what is known of places away from them, for a pull.
+    """
 
     def __init__(
         self,
@@ -70,9 +76,10 @@ class Trainer:
         points: NDArray[np.float64],
         device: torch.device,
         normals: NDArray[np.float64] | None = None,
+        guide: Guide | None = None,
     ):
         torch.manual_seed(config.train.seed)
-        self.config, self.device = config, device
+        self.config, self.device, self.guide = config, device, guide
         self.field = build_field(config.field, device)
         q, loss = config.queries, config.loss
         if q.neighbours is None or q.closeness is None or q.space_share is None:
@@ -156,6 +163,11 @@ class Trainer:
             if self.enclosed is not None:
                 depth = -beyond.sdf if not self.config.field.inside_out else beyond.sdf
                 error = torch.where(lookup(self.enclosed, x), depth_error(x, depth, nearest, squared), error)
+            if self.guide is not None:
+                known = self.guide.sdf(x)
+                # Nor near a point: what is thinner than its cells, the guide may not know at all.
+                away = torch.minimum(known.abs(), (x - nearest).norm(dim=1)) > self.guide.reach
+                error = torch.where(away, _distance(beyond.sdf - known, squared), error)
             terms["space"] = part_of_mean(error, len(error))
         if self._weight("eikonal", progress) > 0:
             terms["eikonal"] = part_of_mean(eikonal_error(geometry.gradient).square(), len(batch.x))
@@ -169,6 +181,8 @@ class Trainer:
     ) -> Float[Tensor, " n"]:
         """What the n queries near the cloud are off, of which geometry speaks; at_origin: gradients (n, 3) there."""
         loss, x, nearest = self.config.loss, batch.x[: batch.near], batch.nearest[: batch.near]
+        if self.guide is not None and progress < FOLLOW:
+            return _distance(geometry.sdf - self.guide.sdf(x), loss.squared)
         if progress < self.plane:
             return pull_loss(pull(x, geometry.sdf, geometry.gradient), nearest, loss.squared)
         own = loss.target == "origin"
@@ -253,6 +267,10 @@ class Trainer:
         if self.bilateral and state.get("bilateral"):
             self.bilateral.load_state_dict(state["bilateral"])
         self.steps = state["steps"]
+
+
+def _distance(apart: Tensor, squared: bool) -> Tensor:
+    return apart.square() if squared else apart.abs()
 
 
 def _part(geometry: Geometry, rows: slice | Tensor) -> Geometry:

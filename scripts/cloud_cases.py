@@ -4,7 +4,7 @@ A case is a name such as `armadillo/20k-noise0.5`: a mesh, the number of points 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def held_out(path: Path, seed: int) -> tuple[Points, PointCloud]:
     if cloud.normals is None:
         raise UserError(f"{path}: has no normals to measure by; give a scan with normals, or NAME_scan and NAME_mesh")
     out = np.random.default_rng([seed, 8]).random(len(cloud)) < 0.2
-    return cloud.points[~out], replace(cloud, points=cloud.points[out], normals=cloud.normals[out], colors=None)
+    return cloud.points[~out], cloud.rows(out)
 
 
 def one_file(folder: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ differentiated by autograd.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,17 @@ class Geometry(NamedTuple):
     sdf: Float[Tensor, " n"]
     gradient: Float[Tensor, "n 3"]
     feature: Float[Tensor, "n k"]
+
+
+@runtime_checkable
+class FieldLike(Protocol):
+    """What can be asked of any field, also of one that is put together from several."""
+
+    def sdf(self, x: Float[Tensor, "n 3"], active: int | None = None) -> Float[Tensor, " n"]:
+        """Signed distances at x in field space."""
+
+    def geometry(self, x: Float[Tensor, "n 3"], active: int | None = None) -> Geometry:
+        """Distances, gradients and features at x."""
 
 
 @dataclass(frozen=True, kw_only=True)

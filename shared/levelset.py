@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shared import ranks
-from shared.field import Field, Geometry
+from shared.field import FieldLike, Geometry
 from shared.pull import pull
 
 KINDS = ("cosine", "mse-normalised", "mse")
@@ -52,7 +52,7 @@ def disagreement(here: Float[Tensor, "n 3"], there: Float[Tensor, "n 3"], kind: 
 
 
 @torch.no_grad()
-def parallelism(field: Field, queries: Float[Tensor, "n 3"], chunk: int = 65536) -> float:
+def parallelism(field: FieldLike, queries: Float[Tensor, "n 3"], chunk: int = 65536) -> float:
     """Mean angle in degrees between gradients at queries and at their pulled points: 0 for a true distance field."""
     angles = []
     for q in queries.split(chunk):

@@ -1,11 +1,11 @@
 """Point clouds from disk: whatever the format, finite and distinct points in float64 and in the file's own frame."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from numpy.typing import NDArray
 
 from shared.cloud_columns import Columns, first_occurrences
@@ -32,6 +32,11 @@ class PointCloud:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def rows(self, kept: Bool[np.ndarray, " n"]) -> "PointCloud":
+        """Those of the points."""
+        normals, colors = (None if column is None else column[kept] for column in (self.normals, self.colors))
+        return replace(self, points=self.points[kept], normals=normals, colors=colors)
 
     def summary(self) -> str:
         """One line: how many points, with what, how large, how far from the origin if far, and what was dropped."""

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from shared.errors import UserError
-from shared.field import Field
+from shared.field import FieldLike
 from shared.geometry import Similarity
 from shared.levelset import parallelism
 from shared.mesh import Mesh, component_count, is_watertight, volume
@@ -88,7 +88,7 @@ def against_cloud(mesh: Mesh, points: NDArray[np.float64], normals: NDArray[np.f
 
 
 def level_set_angle(
-    field: Field, mesh: Mesh, to_world: Similarity, device: torch.device, order: float = math.inf
+    field: FieldLike, mesh: Mesh, to_world: Similarity, device: torch.device, order: float = math.inf
 ) -> float:
     """Mean angle in degrees between gradients at queries around the mesh (world frame) and at their pulled points.
 

@@ -171,6 +171,21 @@ def test_two_ranks_stop_together_and_two_go_on(start, commands, tmp_path: Path) 
     assert all(row["loss"] < rows[0]["loss"] for row in rows[1:]), "sums of a window are counted once"
 
 
+def test_two_ranks_make_the_tiles_of_one(start, commands, tmp_path: Path) -> None:
+    ball = np.random.default_rng(0).standard_normal((1500, 3))
+    np.save(tmp_path / "egg.npy", ball / np.linalg.norm(ball, axis=1, keepdims=True) * [3, 1, 1])
+    line = ["-m", "pointrecon", "fit", str(tmp_path / "egg.npy"), "--device", "cpu", *CLOUD]
+    line += ["--train.steps", "50", "--tiles", "2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for count, run in ((1, one), (2, two)):
+        for code, _, errors in finish(start(count, *line, "--out", str(run))):
+            assert code == 0, errors
+    tiles = sorted(path.parent.relative_to(one) for path in one.glob("tiles/2/*/metrics.jsonl"))
+    assert len(tiles) == 2 and (two / "mesh.ply").is_file()
+    for tile in tiles:
+        assert curve(two / tile) == [pytest.approx(row, rel=1e-3) for row in curve(one / tile)]
+
+
 def test_a_lost_rank_ends_the_run_with_a_checkpoint_to_go_on_from(start, commands, tmp_path: Path) -> None:
     line, run = [*commands["cloud"], "--train.save_seconds", "0"], tmp_path / "run"
     first, second = start(2, *line, "--out", str(run), "--train.steps", "100000")
