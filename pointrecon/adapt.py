@@ -48,7 +48,9 @@ NOISE = {
 }
 # Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
-SOFTNESS, RADIUS = 1.5, 2.0  # of the error and of the bilateral filter, in standard deviations of the noise
+# Of the bilateral filter and of the error, in standard deviations of the noise: points that are brought together have a
+# quarter of it left, or less.
+RADIUS, SOFTNESS, RAW_SOFTNESS = 2.0, 0.25, 1.5
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
 # cloud, and normals a tenth of it; a pull, whose surface moves more in a step, is held back by all but a little.
 WEIGHTS: dict[str, dict[str, float]] = {
@@ -66,7 +68,7 @@ def adapt(config: Config, found: Survey) -> Config:
     queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if found.noisy else NEIGHBOURS
     loss: dict[str, Any] = {**CLEAN}
     if found.noisy:
-        loss = {**NOISE, "softness": SOFTNESS * found.noise, "bilateral": RADIUS * found.noise}
+        loss = {**NOISE, "bilateral": RADIUS * found.noise}
     if objective != "pull":
         loss["bend"] = loss["bilateral"] = 0.0
     if objective == "igr":
@@ -75,6 +77,9 @@ def adapt(config: Config, found: Survey) -> Config:
     loss |= {name: Schedule(weight) for name, weight in WEIGHTS[objective].items()}
     if objective == "pull" and config.loss.target == "nearest":
         loss["bilateral"] = 0.0
+    if found.noisy:
+        moved = loss["bilateral"] if config.loss.bilateral is None else config.loss.bilateral
+        loss["softness"] = (SOFTNESS if moved else RAW_SOFTNESS) * found.noise
     config = replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
     return _with_cells(config, found)
 

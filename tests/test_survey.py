@@ -85,7 +85,9 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     clean, noisy = (adapt(Config(), Survey(0.01, noise, 30)) for noise in (0.0005, 0.01))
     assert (clean.loss.target, clean.loss.softness, clean.queries.neighbours) == ("nearest", 0.0, NEIGHBOURS)
     assert (noisy.loss.target, noisy.queries.neighbours) == ("origin", 30), "as wide as twice the noise"
-    assert noisy.loss.softness == pytest.approx(0.015)
+    assert noisy.loss.softness == pytest.approx(0.0025)
+    raw = adapt(Config(loss=LossConfig(bilateral=0.0)), Survey(0.01, 0.01, 30))
+    assert raw.loss.softness == pytest.approx(0.015), "points that are not brought together keep their noise"
     assert clean.field.finest == round(2 / (CELL * 0.01))
     for noise, cell in ((0.5, CELL), (1.2, CELL_OF_CUBE * 1.2**3), (3, CELL_OF_NOISE * 3)):
         found = adapt(Config(), Survey(0.01, noise * 0.01, 30))
