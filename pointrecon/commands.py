@@ -52,7 +52,9 @@ def build_parser() -> Parser:
 def _add_outputs(commands: Any) -> None:
     """The commands that make something of a run."""
     mesh = _add_run(commands, "mesh", "extract the surface of a run again: finer, coarser, cut or simplified")
-    mesh.add_argument("--resolution", type=int, help="cells along an edge of the box (default: as fitted)")
+    mesh.add_argument(
+        "--resolution", type=int, help="cells along an edge of the box, of that of each tile (default: as fitted)"
+    )
     for name in ("trim", "smallest", "faces"):
         mesh.add_argument(f"--{name}", help=f"as `fit --{name}` (default: as fitted)")
     mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")

@@ -209,16 +209,17 @@ class Config:
     train: FitConfig = FitConfig()
     tiles: int = key(
         1,
-        "after a fit of the whole, fit as many cubes along its longest side, each with a field of its own, and blend "
-        "them: for clouds with more detail than one field holds; takes as long again for each cube with points in it",
+        "after a fit of the whole, fit as many cubes (1 to 8) along its longest side, each with a field of its own, "
+        "and blend them: for clouds with more detail than one field holds; takes as long again for each cube with "
+        "points in it",
         minimum=1,
         maximum=8,
     )
     keep_stray: bool = key(False, "keep points that seem to belong to no surface")
     trim: float | None = key(
         None,
-        "cut what is farther from the cloud than this many distances between its points; 0: nothing; none: 4, but only "
-        "where more than a third of the surface is: what closes open scans, not holes",
+        "cut what is farther from the cloud than this many distances from its points to their 8th neighbours; "
+        "0: nothing; none: 4, but only where more than a third of the surface is: what closes open scans, not holes",
         minimum=0.0,
     )
     smallest: float = key(

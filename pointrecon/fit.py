@@ -1,6 +1,5 @@
 """`pointrecon fit`: a cloud to a field and its mesh; of large clouds, if that is asked, to a field for each tile."""
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pointrecon.adapt import adapt
 from pointrecon.checkpoint import KIND, is_finished, load_run, tiles_of
 from pointrecon.config import MINUTES, Config
 from pointrecon.orientation import consistent, looks_inward
-from pointrecon.surface import finished_mesh, load_cloud
+from pointrecon.surface import finished_mesh, load_cloud, mesh_resolution
 from pointrecon.survey import survey
 from pointrecon.thin import thin
 from pointrecon.tiles import Guide, cut, guide
@@ -67,7 +66,7 @@ def fit(config: Config, out: Path, resume: bool = False) -> bool:
     whole = fit_field(config, thin(cloud), to_world, out, resume, device)
     finished = whole.finished and (config.tiles == 1 or fit_tiles(whole, cloud, to_world, out, device))
     if finished and is_first():
-        print(f"meshing at {whole.config.train.resolution}^3 cells; after an interruption --resume does it")
+        print(f"meshing at {mesh_resolution(whole.config)}^3 cells; after an interruption --resume does it")
         field = whole.field if config.tiles == 1 else load_run(out, device.type).field
         mesh = finished_mesh(field, to_world, cloud, whole.config, device)
         save_mesh(mesh, out / "mesh.ply")
@@ -100,6 +99,8 @@ def fit_field(
         warm_up(trainer)
     budget = Budget(config.train.steps, config.train.minutes)
     run = open_run(out, resume)
+    if known is not None:
+        run.main = out.parents[2]  # RUN/tiles/COUNT/NAME
     frame = [to_world.scale, *to_world.translation]
     extra = restore(trainer, run, budget, KIND, frame, config.cloud) if resume else {}
     if asked.tiles > 1 and not resume and is_first():
@@ -132,8 +133,6 @@ def fit_tiles(whole: Fitted, cloud: PointCloud, to_world: Similarity, out: Path,
         its = _for_tile(asked, whole.config, tile.to_world.scale / to_world.scale)
         made = fit_field(its, part, tile.to_world, folder, (folder / "config.yaml").is_file(), device, known)
         if not made.finished:
-            if is_first():
-                print(f"tile {number} of {len(tiles)}; continue all of it, with --resume --out {out}", file=sys.stderr)
             return False
     return True
 

@@ -54,10 +54,7 @@ def finished_mesh(
     field: FieldLike, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
 ) -> Mesh:
     """The surface in the cloud's frame as the config asks for; without a cloud neither cut nor coloured."""
-    if config.train.resolution is None:
-        raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
-    resolution = max(config.train.resolution, min(config.train.resolution * config.tiles, LARGEST))
-    mesh = field_mesh(field, to_world, resolution, device, config.field.inside_out)
+    mesh = field_mesh(field, to_world, mesh_resolution(config), device, config.field.inside_out)
     mesh = keep_components(mesh, config.smallest)
     if cloud is not None:
         mesh = keep_components(trim(mesh, cloud.points, config.trim), config.smallest)
@@ -66,6 +63,13 @@ def finished_mesh(
     if cloud is not None and cloud.colors is not None:
         mesh = replace(mesh, colors=transfer(cloud.points, cloud.colors, mesh.vertices))
     return mesh
+
+
+def mesh_resolution(config: Config) -> int:
+    """Cells along an edge of the box of the whole."""
+    if config.train.resolution is None:
+        raise ValueError("settings are open that follow from the cloud; see pointrecon.adapt")
+    return max(config.train.resolution, min(config.train.resolution * config.tiles, LARGEST))
 
 
 def field_mesh(

@@ -155,7 +155,7 @@ def fit(
     recorder.meter.gather()
     recorder.save()
     if not finished and is_first():
-        print(f"stopped at step {budget.steps}; continue with --resume --out {run.folder}", file=sys.stderr)
+        print(f"stopped at step {budget.steps}; continue with --resume --out {run.main}", file=sys.stderr)
     return finished
 
 

@@ -69,6 +69,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.main = folder  # whose --resume goes on with this run
         self._metrics = folder / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
         self._first_step: int | None = None

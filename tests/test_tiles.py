@@ -22,6 +22,7 @@ from shared.config import read_config
 from shared.field import Geometry
 from shared.geometry import Similarity, fit_box
 from shared.mesh import component_count, is_watertight, load_mesh
+from shared.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,6 +168,18 @@ def test_a_tile_that_is_missing_is_made_again_and_the_others_stay(run: Path, tmp
     assert np.array_equal(load_mesh(moved / "mesh.ply").vertices, mesh.vertices)
     assert main(["fit", "--resume", "--out", str(moved), "--tiles", "3"]) == 2
     assert "was made with another --tiles" in capsys.readouterr().err
+
+
+def test_a_tile_that_is_stopped_goes_on_with_the_whole(run: Path, tmp_path: Path, monkeypatch) -> None:
+    moved, named = shutil.copytree(run, tmp_path / "run"), []
+    shutil.rmtree(moved / "tiles" / "2" / "0-0-0" / "checkpoints")
+
+    def stop(trainer: Trainer, run: Run, *_: object) -> bool:
+        named.append(run.main)
+        return run.folder == moved
+
+    monkeypatch.setattr("pointrecon.fit.run_loop", stop)
+    assert main(["fit", "--resume", "--out", str(moved)]) == 130 and named == [moved, moved]
 
 
 def test_tiles_are_for_the_pull(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
