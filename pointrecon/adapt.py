@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pointrecon.bilateral import RADIUS
 from pointrecon.config import Config, LossConfig, QueryConfig
 from pointrecon.survey import Survey
 from shared.config import Schedule
@@ -48,9 +49,8 @@ NOISE = {
 }
 # Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
-# Of the bilateral filter and of the error, in standard deviations of the noise: points that are brought together have
-# about a third of it left.
-RADIUS, SOFTNESS, RAW_SOFTNESS = 2.0, 0.25, 1.5
+# Of the error, in standard deviations of the noise: points that are brought together have about a third of it left.
+SOFTNESS, RAW_SOFTNESS = 0.25, 1.5
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
 # cloud, and normals a tenth of it; a pull, whose surface moves more in a step, is held back by all but a little.
 WEIGHTS: dict[str, dict[str, float]] = {

@@ -143,7 +143,8 @@ class Trainer:
         width = self.queries.width(rows[near:]).to(self.device) if weighed and not self.closed else None
         x, nearest, origin, rows = (part.to(self.device) for part in (x, nearest, origin[:near], rows[:near]))
         if self.bilateral:
-            origin = self.bilateral.points[rows]
+            around, origin = self.bilateral.drawn_around(x[:near], rows)
+            x = torch.cat([around, x[near:]])
         return Batch(x, nearest, origin, rows, near, facing, width)
 
     def _pull(self, batch: Batch, geometry: Geometry, progress: float) -> Terms:

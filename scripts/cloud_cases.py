@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from torch import Tensor
 
-from pointrecon.adapt import RADIUS
-from pointrecon.bilateral import CHUNK, NEIGHBOURS, bilateral
+from pointrecon.bilateral import BLOCK, FIRST, RADIUS, Bilateral
 from pointrecon.survey import survey
 from shared.errors import UserError
+from shared.field import Geometry
 from shared.geometry import fit_box
 from shared.mesh import Mesh
 from shared.metrics import compare_cloud, compare_meshes, sample_surface
@@ -132,15 +133,25 @@ def moving_least_squares(points: Points, normals: Points) -> Points:
     return points
 
 
+class _Estimated:
+    """In the place of a field: normals (N, 3) that were estimated, at points (N, 3) in field space."""
+
+    def __init__(self, points: Points, normals: Points) -> None:
+        self.tree, self.normals = cKDTree(points), torch.from_numpy(normals).float()
+
+    def geometry(self, x: Tensor, active: int | None = None) -> Geometry:
+        return Geometry(x[:, 0], self.normals[self.tree.query(x.numpy(), workers=-1)[1]], x[:, :0])
+
+
 def filtered(points: Points, normals: Points) -> Points:
     """What a noisy fit does to its points (pointrecon/bilateral.py), by estimated normals instead of the field's."""
+    if len(points) > BLOCK:
+        raise UserError(f"{len(points):,} points: a fit moves no more than {BLOCK:,} at a time")
     to_world = fit_box(points)
     unit = to_world.to_unit(points)
-    _, index = cKDTree(unit).query(unit, k=NEIGHBOURS, workers=-1)
-    radius = RADIUS * survey(unit).noise
-    blocks = np.array_split(index, max(1, len(index) // CHUNK))
-    moved = [bilateral(torch.from_numpy(unit[block]), torch.from_numpy(normals[block]), radius) for block in blocks]
-    return to_world.to_world(torch.cat(moved).numpy())
+    moved = Bilateral(cKDTree(unit), torch.from_numpy(unit).float(), RADIUS * survey(unit).noise)
+    moved.update(_Estimated(unit, normals), FIRST, None)
+    return to_world.to_world(moved.points.double().numpy())
 
 
 def is_noisy(points: Points) -> bool:
