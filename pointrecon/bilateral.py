@@ -21,14 +21,14 @@ from shared.isopoints import HasGeometry
 FIRST, UPDATES = 0.3, 12  # progress of a run at which the field has a shape, and updates from there to its end
 MANY, SOME = 192, 48  # neighbours; the latter where the former do not settle the points
 RADIUS = 2.0  # of a filter in standard deviations of the noise
-WIDTHS = (1.0, 1.4, 2.0)  # radii to choose from, in the given one; the first where none is better
+WIDTHS = (1.0, 1.4, 2.0)  # radii to choose from, in the given one; the first where none may be, or is, better
 CAPPED = 1.5  # radii beyond which a height counts no more in that choice
 AGREE = 0.3  # standard deviation of the difference between unit normals
 MOST_BENT = 0.25  # radii that curvature may account for
-# Points are settled that are no farther than this from the mean of their FEW nearest neighbours, in deviations of the
-# noise. Their queries are closer, by this factor.
+# A cloud is settled whose moved points are no farther than this from the mean of their FEW nearest neighbours, in
+# deviations of the noise. Its moved points have queries that are closer, by this factor.
 SETTLED, FEW, CLOSER = 0.14, 24, 0.5
-RUN = 256  # points side by side that are moved in the same update, by the same radius
+RUN = 256  # points side by side that are moved in the same update, and tell together which radius is best
 CHUNK = 16 * RUN  # points whose neighbours are in memory at a time
 BLOCK = 160 * RUN  # points that are moved in an update, which bounds its time
 
@@ -36,8 +36,8 @@ BLOCK = 160 * RUN  # points that are moved in an update, which bounds its time
 class Bilateral:
     """Where the points of a cloud (N, 3) in field space are taken to be.
 
-    tree: of the points. radius: standard deviation of the distance at which neighbours count. Of large clouds each
-    update moves a part, spread over all of it.
+    tree: of the points. radius: standard deviation of the distance at which neighbours count, RADIUS times the noise.
+    Of large clouds each update moves a part, spread over all of it. settled: until an update finds otherwise.
     """
 
     def __init__(self, tree: cKDTree, points: Float[Tensor, "n 3"], radius: float) -> None:
@@ -61,6 +61,7 @@ class Bilateral:
             if self.settled and self._left(block[:CHUNK], field, active) > SETTLED:
                 # The noise is more than it was taken for. Many neighbours bring together what does not belong.
                 self.settled = False
+                self.points.copy_(self.cloud)
                 self._move(block, field, active)
             self.first = self.first + BLOCK if self.first + BLOCK < len(self.order) else 0
 
@@ -68,7 +69,7 @@ class Bilateral:
         self, x: Float[Tensor, "n 3"], rows: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
         """Queries that were drawn around the points in these rows, drawn around where these are taken to be, and those
-        places. Those of points that were moved, and are settled, come closer."""
+        places. In a settled cloud those of points that were moved come closer."""
         points, moved = self.cloud[rows], self.points[rows]
         closer = (points != moved).any(dim=1, keepdim=True) & self.settled
         share = torch.where(closer, CLOSER, 1.0)
@@ -81,9 +82,10 @@ class Bilateral:
 
     def _left(self, rows: NDArray[np.int64], field: HasGeometry, active: int | None) -> float:
         """How far points are from the mean of their nearest neighbours (root mean square), in deviations of the noise,
-        where all these were moved."""
+        where all these were moved. Of exact points what curvature asks for is left, up to 0.05 of a sphere that is five
+        times as large as the noise."""
         points, normals, index = self._around(rows, FEW, self.points, field, active)
-        moved = (self.points != self.cloud).any(dim=1)[index].all(dim=1)
+        moved = (points != self.cloud[index]).any(dim=2).all(dim=1)
         apart = (bilateral(points, normals, self.radius / 2) - points[:, 0])[moved]
         return RADIUS / self.radius * float(apart.square().sum(dim=1).mean().sqrt()) if len(apart) else 0.0
 
@@ -91,12 +93,13 @@ class Bilateral:
     def _around(
         self, rows: NDArray[np.int64], k: int, points: Float[Tensor, "n 3"], field: HasGeometry, active: int | None
     ) -> tuple[Float[Tensor, "m k 3"], Float[Tensor, "m k 3"], Int[Tensor, "m k"]]:
-        """Of k points (at most all) from each of m rows on, the nearest in the cloud: where `points` has them, the
-        field's normals there, and their rows."""
-        _, index = self.tree.query(self.tree.data[rows], k=min(k, self.tree.n), workers=torch.get_num_threads())
-        used, around = torch.from_numpy(index).to(points.device).unique(return_inverse=True)
+        """The k points (at most all) of the cloud that are nearest to each of m rows, itself first: where `points` has
+        them, the field's normals there, and their rows."""
+        _, found = self.tree.query(self.tree.data[rows], k=min(k, self.tree.n), workers=torch.get_num_threads())
+        index = torch.from_numpy(found).to(points.device)
+        used, around = index.unique(return_inverse=True)
         normals = F.normalize(field.geometry(points[used], active).gradient, dim=1)
-        return points[used][around], normals[around], used[around]
+        return points[index], normals[around], index
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later steps depend on; see `load_state_dict`."""
@@ -116,7 +119,7 @@ def bilateral(points: Float[Tensor, "n k 3"], normals: Float[Tensor, "n k 3"], r
     Normals are unit ones. That of the first point is replaced by a mean with the same kind of weights, before heights
     are. Heights are along chords, to which a sphere's curvature adds nothing (see `chord_error` in
     pointrecon/objectives.py). Distances count beside the normal alone: by those in all directions, points whose noise
-    is that of the first would count most. Each RUN of points has the radius in WIDTHS that predicts them best.
+    is that of the first would count most. For their radius see `_best_weights`.
     """
     apart = points - points[:, :1]
     distance = apart.square().sum(dim=2)
@@ -125,16 +128,7 @@ def bilateral(points: Float[Tensor, "n k 3"], normals: Float[Tensor, "n k 3"], r
     cosine = (normals * normal[:, None]).sum(dim=2)
     height = (apart * (normals + normal[:, None])).sum(dim=2) / (1 + cosine).clamp_min(0.2)
     beside = (distance - height.square()).clamp_min(0)
-    farthest = distance[:, -1].sqrt()
-    weights, least = _weights(beside, cosine, radius), None
-    for width in WIDTHS:
-        wider = _weights(beside, cosine, width * radius)
-        error = _prediction_error(height, wider, radius)
-        if least is None:
-            least = error
-        # Farther off than half of what the neighbours reach, those are missing that are not near in height, too.
-        better = (error < least) & (width * radius < farthest / 2)
-        weights, least = torch.where(better[:, None], wider, weights), torch.where(better, error, least)
+    weights = _best_weights(beside, cosine, height, distance[:, -1].sqrt(), radius)
     move = (weights * height).sum(dim=1) - _bulge(apart, normals, normal, weights, radius)
     return points[:, 0] + move[:, None] * normal
 
@@ -145,13 +139,32 @@ def _weights(distance: Float[Tensor, "n k"], cosine: Float[Tensor, "n k"], radiu
     return weights / weights.sum(dim=1, keepdim=True)
 
 
+def _best_weights(
+    beside: Float[Tensor, "n k"],
+    cosine: Float[Tensor, "n k"],
+    height: Float[Tensor, "n k"],
+    farthest: Float[Tensor, " n"],
+    radius: float,
+) -> Float[Tensor, "n k"]:
+    """`_weights` by the radius in WIDTHS that predicts the RUN best which a point is in; by no wider one than half of
+    what its neighbours reach: from there on those are missing that are not near in height, too."""
+    first, *others = (_weights(beside, cosine, width * radius) for width in WIDTHS)
+    weights, least = first, _prediction_error(height, first, radius)
+    for width, wider in zip(WIDTHS[1:], others):
+        error = _prediction_error(height, wider, radius)
+        better = (error < least) & (width * radius < farthest / 2)
+        weights, least = torch.where(better[:, None], wider, weights), torch.where(better, error, least)
+    return weights
+
+
 def _prediction_error(
     height: Float[Tensor, "n k"], weights: Float[Tensor, "n k"], radius: float
 ) -> Float[Tensor, " n"]:
     """Mean square over each RUN of points of how far they are from the mean of the others (cross-validation)."""
-    others = weights[:, 1:]
-    found = (others * height[:, 1:]).sum(dim=1) / others.sum(dim=1).clamp_min(1e-9)
-    runs = found.square().clamp_max((CAPPED * radius) ** 2).split(RUN)
+    others, most = weights[:, 1:], CAPPED * radius
+    total = others.sum(dim=1)
+    mean = (others * height[:, 1:]).sum(dim=1) / total.clamp_min(1e-9)
+    runs = torch.where(total > 1e-9, mean.clamp(-most, most), most).square().split(RUN)
     return torch.cat([run.mean().expand(len(run)) for run in runs])
 
 

@@ -1,5 +1,6 @@
 """A fit read back from its folder, for meshing and evaluation."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,11 @@ def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:
         ) from error
     scale, x, y, z = checkpoint.state["frame"]
     run = LoadedRun(folder, config, field.eval(), Similarity(scale, (x, y, z)), device, made(checkpoint.state))
-    finished = [tile for tile in sorted(tiles_of(folder, config.tiles).glob("*")) if is_finished(tile, config)]
+    tiles = sorted(path for path in tiles_of(folder, config.tiles).glob("*") if path.is_dir())
+    finished = [tile for tile in tiles if is_finished(tile, config)]
+    if config.tiles > 1 and len(finished) < max(len(tiles), 1):
+        missing = f"{len(finished)} of {len(tiles)} tiles are finished, the rest is as the whole has it"
+        print(f"warning: {folder}: {missing}; go on with `pointrecon fit --resume --out {folder}`", file=sys.stderr)
     if not finished:
         return run
     parts = [load_run(tile, device_name) for tile in finished]

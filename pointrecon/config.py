@@ -66,10 +66,10 @@ class LossConfig:
     )
     bilateral: float | None = key(
         None,
-        "noisy points count as moved to the mean height of those near them (standard deviation in field units; up to "
-        "twice as far, where that tells more) that lie on the same side of edges, by the field's normals; for siren, "
-        "igr and pull with target origin; 0: they count as they are; none: 0, or twice the noise for a pull to a noisy "
-        "cloud",
+        "noisy points count as moved to the mean height of those near them (standard deviation in field units, half "
+        "of which is taken for the noise; up to twice as far, where that tells more) that lie on the same side of "
+        "edges, by the field's normals; for siren, igr and pull with target origin; 0: they count as they are; none: "
+        "0, or twice the noise for a pull to a noisy cloud",
         minimum=0.0,
     )
     squared: bool = key(

@@ -123,8 +123,10 @@ def fit_tiles(whole: Fitted, cloud: PointCloud, to_world: Similarity, out: Path,
     """
     asked = read_config(Config, _asked_file(out, whole.config), [])
     tiles = list(cut(cloud.points, to_world, whole.config.tiles))
-    for number, tile in enumerate(tiles, 1):
-        folder = tiles_of(out, whole.config.tiles) / tile.name
+    folders = [tiles_of(out, whole.config.tiles) / tile.name for tile in tiles]
+    for folder in folders:  # so that whoever reads the run knows of those that are still to come
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, (tile, folder) in enumerate(zip(tiles, folders), 1):
         if is_finished(folder, whole.config):
             continue
         print(f"tile {number} of {len(tiles)}")

@@ -52,8 +52,9 @@ OPEN = "settings are open that follow from the cloud; see pointrecon.adapt"
 
 class Batch(NamedTuple):
     """This rank's n queries, on the device. The first `near` of them are near the cloud: drawn around its `rows`, which
-    are, or are taken to be, at `origin`; the others weigh as much as they lie above the cloud, if that is asked, and
-    what gives the plane of their nearest point reaches as far as `width`, if there may be holes."""
+    are, or are taken to be, at `origin`; `nearest` is then as if they were not moved with these. The others weigh as
+    much as they lie above the cloud, if that is asked, and what gives the plane of their nearest point reaches as far
+    as `width`, if there may be holes."""
 
     x: Float[Tensor, "n 3"]
     nearest: Float[Tensor, "n 3"]

@@ -3,6 +3,7 @@
 A case is a name such as `armadillo/20k-noise0.5`: a mesh, the number of points and what was done to them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from pointrecon.bilateral import BLOCK, FIRST, RADIUS, Bilateral
+from pointrecon.bilateral import BLOCK, FIRST, RADIUS, UPDATES, Bilateral
 from pointrecon.survey import survey
 from shared.errors import UserError
 from shared.field import Geometry
@@ -145,12 +146,11 @@ class _Estimated:
 
 def filtered(points: Points, normals: Points) -> Points:
     """What a noisy fit does to its points (pointrecon/bilateral.py), by estimated normals instead of the field's."""
-    if len(points) > BLOCK:
-        raise UserError(f"{len(points):,} points: a fit moves no more than {BLOCK:,} at a time")
     to_world = fit_box(points)
     unit = to_world.to_unit(points)
     moved = Bilateral(cKDTree(unit), torch.from_numpy(unit).float(), RADIUS * survey(unit).noise)
-    moved.update(_Estimated(unit, normals), FIRST, None)
+    for number in range(min(UPDATES, math.ceil(len(unit) / BLOCK))):
+        moved.update(_Estimated(unit, normals), FIRST + (1 - FIRST) * (number + 0.5) / UPDATES, None)
     return to_world.to_world(moved.points.double().numpy())
 
 

@@ -172,7 +172,10 @@ def warm_up(trainer: Trainer) -> None:
     if is_first():
         print("preparing kernels; the first time on a machine this takes up to a minute")
     before = copy.deepcopy(trainer.state_dict())
-    trainer.step(0.0)
+    with Interrupt() as interrupt:  # an exception out of a compiler's callback would end Python by a fault
+        trainer.step(0.0)
+    if interrupt.requested:
+        raise KeyboardInterrupt
     trainer.load_state_dict(before)
 
 
@@ -208,7 +211,7 @@ def restore(trainer: Trainer, run: Run, budget: Budget, kind: str, frame: list[f
 def warn_if_short(steps: int, enough: int) -> None:
     """Say so when a run had too few steps for a good surface."""
     if steps < enough:
-        more = "give the run more time (--train.minutes)"
+        more = "give the run more of them (--train.minutes or --train.steps)"
         print(f"warning: {steps} steps make a sketch; a good surface takes {enough} and more; {more}", file=sys.stderr)
 
 

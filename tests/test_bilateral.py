@@ -12,7 +12,18 @@ from torch import Tensor
 
 from pointrecon import bilateral as module
 from pointrecon.adapt import adapt
-from pointrecon.bilateral import AGREE, CLOSER, FIRST, MANY, MOST_BENT, RADIUS, UPDATES, Bilateral, bilateral
+from pointrecon.bilateral import (
+    AGREE,
+    CLOSER,
+    FIRST,
+    MANY,
+    MOST_BENT,
+    RADIUS,
+    SOME,
+    UPDATES,
+    Bilateral,
+    bilateral,
+)
 from pointrecon.config import Config
 from pointrecon.objectives import chord_error, soft_abs
 from pointrecon.survey import Survey
@@ -105,11 +116,11 @@ def test_the_radius_that_predicts_best():
     flat = np.column_stack([rng.uniform(-0.8, 0.8, (20_000, 2)), rng.normal(scale=SIGMA / 4, size=20_000)])
     wavy = flat + np.array([0, 0, 0.01]) * np.cos(flat[:, :1] * np.pi / 0.04)
     within, radius = np.abs(flat[:, :2]).max(axis=1) < 0.6, SIGMA / 2
-    for points, widths in ((flat, (2.0,)), (wavy, (1.0,))):
+    for points, width in ((flat, 2.0), (wavy, 1.0)):
         chosen = moved(points, Plane(), radius)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "WIDTHS", widths)
-            expected = moved(points, Plane(), widths[0] * radius)
+            patch.setattr(module, "WIDTHS", (1.0,))
+            expected = moved(points, Plane(), width * radius)
         assert np.isclose(chosen[within, 2], expected[within, 2], atol=1e-6).mean() > 0.9, "but where chance has it"
 
 
@@ -210,8 +221,13 @@ def test_errors_are_those_of_the_points_where_they_were_moved():
     trainer.step(0.5)
     assert not torch.equal(trainer.bilateral.points, trainer.bilateral.cloud)
     saved = trainer.queries.state_dict()
+    drawn, _ = trainer.queries.draw(trainer.config.queries.batch)
+    trainer.queries.load_state_dict(saved)
     batch = trainer._draw()
     assert torch.equal(batch.origin, trainer.bilateral.points[batch.rows])
+    followed, _ = trainer.bilateral.drawn_around(drawn.x[: batch.near], batch.rows)
+    assert torch.equal(batch.x[: batch.near], followed) and not torch.equal(followed, drawn.x[: batch.near])
+    assert torch.equal(batch.x[batch.near :], drawn.x[batch.near :])
     near = slice(batch.near)
     active = trainer.field.active(0.5)
     with torch.no_grad():
@@ -232,6 +248,10 @@ def test_queries_go_with_their_points_and_come_closer_when_these_are_settled():
         torch.testing.assert_close(found.drawn_around(x, rows)[0], x)
         found.update(Plane(), FIRST, None)
         assert found.settled == (noise == SIGMA)
+        _, index = found.tree.query(points[:100], k=MANY if found.settled else SOME)
+        around = found.cloud[torch.from_numpy(index)]
+        by_hand = bilateral(around, Plane().normals(around) / 2, RADIUS * SIGMA)
+        assert torch.isclose(found.points[:100], by_hand, atol=1e-6).all(dim=1).float().mean() > 0.8, "but other radii"
         around, there = found.drawn_around(x, rows)
         torch.testing.assert_close(there, found.points[:100])
         torch.testing.assert_close(around, there + (CLOSER if found.settled else 1) * (x - found.cloud[:100]))
@@ -244,12 +264,15 @@ def test_where_points_are_not_asked_for_none_are_moved():
     assert fit(**{"loss.objective": "siren", "loss.bilateral": "0.1"}).bilateral is not None
 
 
-def test_a_resumed_fit_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "BLOCK", 250)
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_resumed_fit_takes_the_same_steps(settled: bool, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("RUN", 50), ("CHUNK", 100), ("BLOCK", 250), ("SETTLED", 9.0 if settled else 0.0)):
+        monkeypatch.setattr(module, name, value)
     whole, curve, file = fit(), [], io.BytesIO()
     for step in range(14):
         if step == 10:
-            assert whole.bilateral is not None and whole.bilateral.first == 500
+            assert whole.bilateral is not None
+            assert whole.bilateral.first == 500 and whole.bilateral.settled == settled
             torch.save(whole.state_dict(), file)
         curve.append(float(whole.step(step / 14)["loss"]))
     file.seek(0)

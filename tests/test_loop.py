@@ -12,7 +12,7 @@ from torch import Tensor
 from pointrecon.config import FitConfig
 from shared.checkpoint import latest_checkpoint
 from shared.errors import UserError
-from shared.loop import fit, made, one_budget, restore, use_threads, with_length
+from shared.loop import fit, made, one_budget, restore, use_threads, warm_up, with_length
 from shared.run_folder import Run, open_run
 from shared.runtime import Budget
 
@@ -110,6 +110,21 @@ def test_an_interrupted_run_continues_the_same_curve(tmp_path: Path, capfd: pyte
     assert start(parts, 200, two, resume=True)
     assert curve(parts) == curve(whole)
     assert torch.equal(one.value, two.value) and two.steps == 200
+
+
+def test_a_step_that_prepares_kernels_is_finished_when_it_is_interrupted():
+    class Whole(Stub):
+        def step(self, progress: float) -> dict[str, Tensor]:
+            terms = super().step(progress)
+            self.reached = True
+            return terms
+
+    stub, other = Whole(interrupt_at=1), Whole()
+    with pytest.raises(KeyboardInterrupt):
+        warm_up(stub)
+    assert stub.reached
+    warm_up(other)
+    assert other.reached and other.steps == 0, "and undone"
 
 
 def test_a_killed_run_does_its_last_steps_again(tmp_path: Path):

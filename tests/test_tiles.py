@@ -157,10 +157,13 @@ def test_a_tiled_run(run: Path) -> None:
 
 def test_a_tile_that_is_missing_is_made_again_and_the_others_stay(run: Path, tmp_path: Path, capsys) -> None:
     mesh, moved = load_mesh(run / "mesh.ply"), shutil.copytree(run, tmp_path / "run")
+    pointrecon.load(run)
+    assert capsys.readouterr().err == "", "all are there"
     weights = [path.read_bytes() for path in moved.glob("tiles/2/1-0-0/checkpoints/*.pt")]
     shutil.rmtree(moved / "tiles" / "2" / "0-0-0" / "checkpoints")
     field = pointrecon.load(moved).field
     assert isinstance(field, TiledField) and len(field.parts) == 1, "what is not finished does not count"
+    assert "warning: " in (said := capsys.readouterr().err) and "1 of 2 tiles are finished" in said
     assert main(["fit", "--resume", "--out", str(moved)]) == 0
     said = capsys.readouterr().out
     assert "tile 1 of 2" in said and "tile 2 of 2" not in said
