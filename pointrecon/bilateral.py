@@ -148,9 +148,10 @@ def _best_weights(
 ) -> Float[Tensor, "n k"]:
     """`_weights` by the radius in WIDTHS that predicts the RUN best which a point is in; by no wider one than half of
     what its neighbours reach: from there on those are missing that are not near in height, too."""
-    first, *others = (_weights(beside, cosine, width * radius) for width in WIDTHS)
-    weights, least = first, _prediction_error(height, first, radius)
-    for width, wider in zip(WIDTHS[1:], others):
+    weights = _weights(beside, cosine, WIDTHS[0] * radius)
+    least = _prediction_error(height, weights, radius)
+    for width in WIDTHS[1:]:
+        wider = _weights(beside, cosine, width * radius)
         error = _prediction_error(height, wider, radius)
         better = (error < least) & (width * radius < farthest / 2)
         weights, least = torch.where(better[:, None], wider, weights), torch.where(better, error, least)

@@ -138,7 +138,7 @@ def run_isopoints(args: argparse.Namespace) -> None:
     run = load_run(args.run, args.device)
     out = args.out or run.folder / "isopoints.ply"
     made = save_isopoints(run, args.count, out)
-    fewer = ", fewer than asked for: where the surface is cut there are none, nor more than it has room for"
+    fewer = ", fewer than asked for: none where the surface is cut, and no more than it has room for"
     print(f"{out}: {made} points{fewer if made < args.count else ''}")
 
 
