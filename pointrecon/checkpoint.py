@@ -39,7 +39,7 @@ class LoadedRun:
         whose normals look inward, positive.
 
         Outside of the box around the cloud, whose longest side is 1.25 times the cloud's, they are extrapolated: the
-        distance to the box is added to that of the nearest place in it.
+        distance to the box is added to that of the nearest place in it, on its side of the surface.
         Raises ValueError for other shapes and for points that are not finite.
         """
         points = np.asarray(points, np.float64)
@@ -51,8 +51,9 @@ class LoadedRun:
         inside = unit.clip(-1, 1)
         parts = torch.from_numpy(inside.astype(np.float32)).to(self.device).split(chunk)
         values = [np.empty(0), *(self.field.sdf(part).cpu().numpy().astype(np.float64) for part in parts)]
-        beyond = np.linalg.norm(unit - inside, axis=1) * (-1 if self.config.field.inside_out else 1)
-        return (np.concatenate(values) + beyond) * self.to_world.scale
+        found = np.concatenate(values)
+        beyond = np.linalg.norm(unit - inside, axis=1) * np.where(found < 0, -1, 1)
+        return (found + beyond) * self.to_world.scale
 
 
 def load_run(folder: Path, device_name: str | None = None) -> LoadedRun:

@@ -94,6 +94,12 @@ class LossConfig:
         "pull: what the cloud encloses, if a flood from outside finds no way in, is inside, and such a cloud has no "
         "holes; false: only the pull tells",
     )
+    sides: bool = key(
+        True,
+        "pull: where nothing is enclosed, places away from the cloud have the side that its points' planes give them, "
+        "turned to agree, or its normals, if that is the same all over; outside is up from an open sheet without "
+        "normals; false: only the pull tells",
+    )
     facing: bool = key(
         True,
         "pull: queries from all of space count less beside the plane through their nearest point's neighbours (where "

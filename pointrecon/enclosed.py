@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -23,12 +23,7 @@ def enclosed(tree: cKDTree) -> Bool[NDArray, "c c c"]:
     Free parts are counted from outside: behind the first surface is a body, behind the next one a cavity in it, and so
     on. What is too thin to hold a free cell does not count.
     """
-    line = (np.arange(CELLS) + 0.5) / CELLS * 2 - 1
-    centres = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3)
-    clearance = max(CLEARANCE * 2 / CELLS, SPACINGS * typical_spacing(tree))
-    # Infinite where nothing is as near: a bounded search is quick.
-    distance, _ = tree.query(centres, distance_upper_bound=clearance, workers=torch.get_num_threads())
-    free = np.isinf(distance).reshape((CELLS,) * 3)
+    free = away(tree)
     parts, _ = ndimage.label(free)
     known, inside, body = free & np.isin(parts, _rim(parts)), np.zeros_like(free), True
     while True:
@@ -44,13 +39,26 @@ def enclosed(tree: cKDTree) -> Bool[NDArray, "c c c"]:
         body = not body
 
 
+def centres() -> Float[NDArray[np.float64], "c c c 3"]:
+    """Of the cells [x, y, z]."""
+    line = (np.arange(CELLS) + 0.5) / CELLS * 2 - 1
+    return np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1)
+
+
+def away(tree: cKDTree) -> Bool[NDArray, "c c c"]:
+    """Cells with no point near."""
+    clearance = max(CLEARANCE * 2 / CELLS, SPACINGS * typical_spacing(tree))
+    # Infinite where nothing is as near: a bounded search is quick.
+    return np.isinf(tree.query(centres(), distance_upper_bound=clearance, workers=torch.get_num_threads())[0])
+
+
 def _rim(parts: NDArray[np.int32]) -> NDArray[np.int32]:
     """Labels on the faces of the box."""
     faces = [np.take(parts, side, axis).ravel() for axis in range(3) for side in (0, -1)]
     return np.unique(np.concatenate(faces))
 
 
-def lookup(cells: Bool[Tensor, "c c c"], x: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
-    """Whether points (n, 3) of the box lie in one of the cells."""
+def lookup(cells: Shaped[Tensor, "c c c"], x: Float[Tensor, "n 3"]) -> Shaped[Tensor, " n"]:
+    """What is in the cells that places (n, 3) of the box lie in."""
     index = ((x + 1) * (0.5 * len(cells))).long().clamp(0, len(cells) - 1)
     return cells[index[:, 0], index[:, 1], index[:, 2]]

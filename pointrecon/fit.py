@@ -141,7 +141,7 @@ def fit_tiles(whole: Fitted, cloud: PointCloud, to_world: Similarity, out: Path,
 
 def _for_tile(asked: Config, whole: Config, scale: float) -> Config:
     """What the run of a tile is asked for, whose box is `scale` times that of the whole."""
-    loss = replace(asked.loss, enclosed=False, hole=Schedule(0.0))
+    loss = replace(asked.loss, enclosed=False, sides=False, hole=Schedule(0.0))
     lengths = {name: getattr(loss, name) for name in ("softness", "bilateral")}
     loss = replace(loss, **{name: length and length / scale for name, length in lengths.items()})
     train = replace(asked.train, minutes=whole.train.minutes, steps=whole.train.steps)

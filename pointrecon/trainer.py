@@ -29,6 +29,7 @@ from pointrecon.objectives import (
 )
 from pointrecon.queries import QuerySampler
 from pointrecon.regularise import IsoRegulariser
+from pointrecon.sides import sides
 from pointrecon.tiles import Guide
 from shared.config import Schedule
 from shared.field import Geometry, build_field
@@ -93,12 +94,15 @@ class Trainer:
         generator = np.random.default_rng(config.train.seed)
         self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.closeness, q.space_share, q.pool)
         cloud = torch.from_numpy(self.queries.points).to(device)
-        known = loss.enclosed and loss.objective == "pull"
-        inside = enclosed(self.queries.tree) if known else None
-        self.enclosed = None if inside is None else torch.from_numpy(inside).to(device)
+        side = -enclosed(self.queries.tree).astype(np.int8) if loss.enclosed and loss.objective == "pull" else None
         # Through a hole wider than some spacings the flood comes in. Where it does not, what looks like a rim is taken
         # for an edge.
-        self.closed = inside is not None and bool(inside.any())
+        self.closed = side is not None and bool(side.any())
+        if not self.closed and loss.sides and loss.objective == "pull":
+            side = sides(points, self.queries.tree, normals)
+        elif side is not None and config.field.inside_out:
+            side = -side
+        self.side = None if side is None else torch.from_numpy(side).to(device)
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
         moved = loss.bilateral and (loss.target == "origin" or loss.objective != "pull")
         self.bilateral = Bilateral(self.queries.tree, cloud, loss.bilateral or 0.0) if moved else None
@@ -162,9 +166,8 @@ class Trainer:
                 error = batch.facing * error
                 if batch.width is not None and self._weight("hole", progress) > 0:
                     terms["hole"] = self._hole(batch, beyond, progress)
-            if self.enclosed is not None:
-                depth = -beyond.sdf if not self.config.field.inside_out else beyond.sdf
-                error = torch.where(lookup(self.enclosed, x), depth_error(x, depth, nearest, squared), error)
+            if self.side is not None:
+                error = self._known_side(self.side, batch, beyond, error)
             if self.guide is not None:
                 known = self.guide.sdf(x)
                 # Nor near a point: what is thinner than its cells, the guide may not know at all.
@@ -177,6 +180,19 @@ class Trainer:
             # Level sets are alike: what the point has, its queries should have, too.
             terms["normal"] = part_of_mean(trust * direction_error(around.gradient, self.normals[batch.rows]), near)
         return terms
+
+    def _known_side(
+        self, cells: Int[Tensor, "c c c"], batch: Batch, geometry: Geometry, error: Float[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """The errors of the n queries from space, but of the depth where the cells tell their side: everywhere within
+        what is enclosed, else where the field has another."""
+        x, nearest = batch.x[batch.near :], batch.nearest[batch.near :]
+        side = lookup(cells, x)
+        depth = depth_error(x, side * geometry.sdf, nearest, self.config.loss.squared)
+        if self.closed:
+            return torch.where(side != 0, depth, error)
+        # Beside a hole the surface is nearer than its rim.
+        return torch.where(side * geometry.sdf < 0, depth if batch.facing is None else batch.facing * depth, error)
 
     def _near_error(
         self, batch: Batch, geometry: Geometry, progress: float, at_origin: Callable[[], Tensor]

@@ -102,6 +102,7 @@ def test_cloud(backend: str) -> None:
             squared=False,
             plane=0.3,
             enclosed=False,
+            sides=False,
             facing=False,
             hole=Schedule(0.0),
             space=Schedule(0.3),
