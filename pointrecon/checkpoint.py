@@ -39,7 +39,8 @@ class LoadedRun:
         whose normals look inward, positive.
 
         Outside of the box around the cloud, whose longest side is 1.25 times the cloud's, they are extrapolated: the
-        distance to the box is added to that of the nearest place in it, on its side of the surface.
+        distance to the box is added to that of the nearest place in it, on its side of the surface. Where that
+        meets the border of the box, as an open sheet does, distances beyond jump from one sign to the other.
         Raises ValueError for other shapes and for points that are not finite.
         """
         points = np.asarray(points, np.float64)

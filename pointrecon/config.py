@@ -97,8 +97,8 @@ class LossConfig:
     sides: bool = key(
         True,
         "pull: where nothing is enclosed, places away from the cloud have the side that its points' planes give them, "
-        "turned to agree, or its normals, if that is the same all over; outside is up from an open sheet without "
-        "normals; false: only the pull tells",
+        "turned to agree, or its normals, if that is consistent almost all over; outside is up from an open sheet "
+        "without normals; false: only the pull tells",
     )
     facing: bool = key(
         True,

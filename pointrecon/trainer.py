@@ -94,13 +94,14 @@ class Trainer:
         generator = np.random.default_rng(config.train.seed)
         self.queries = QuerySampler(points, generator, q.neighbours, q.factor, q.closeness, q.space_share, q.pool)
         cloud = torch.from_numpy(self.queries.points).to(device)
-        side = -enclosed(self.queries.tree).astype(np.int8) if loss.enclosed and loss.objective == "pull" else None
+        pulled, inward = loss.objective == "pull", config.field.inside_out
+        side = -enclosed(self.queries.tree).astype(np.int8) if loss.enclosed and pulled else None
         # Through a hole wider than some spacings the flood comes in. Where it does not, what looks like a rim is taken
         # for an edge.
         self.closed = side is not None and bool(side.any())
-        if not self.closed and loss.sides and loss.objective == "pull":
-            side = sides(points, self.queries.tree, normals)
-        elif side is not None and config.field.inside_out:
+        if not self.closed:
+            side = sides(points, self.queries.tree, normals) if loss.sides and pulled else None
+        if side is not None and inward and (self.closed or normals is None):  # normals are as the field is
             side = -side
         self.side = None if side is None else torch.from_numpy(side).to(device)
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)

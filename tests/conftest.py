@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 KERNELS = (
     "shared.brick_kernels",
+    "pointrecon.winding",
     "mvrecon.fused_render",
     "mvrecon.propose_cpu",
     "shared.encoding.cpu",
