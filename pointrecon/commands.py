@@ -59,7 +59,9 @@ def _add_outputs(commands: Any) -> None:
         mesh.add_argument(f"--{name}", help=f"as `fit --{name}` (default: as fitted)")
     mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
     slices = _add_run(commands, "slice", "pictures of the field with its level sets")
-    slices.add_argument("--axis", choices=("x", "y", "z"), default="z", help="what the slices are across (default z)")
+    slices.add_argument(
+        "--axis", choices=("x", "y", "z"), default="z", help="axis that the slices are perpendicular to (default z)"
+    )
     slices.add_argument("--count", type=int, default=1, help="how many slices (default 1, in the middle)")
     slices.add_argument("--out", type=Path, help="folder for the pictures (default RUN/slices)")
     points = _add_run(commands, "isopoints", "points spread evenly over the surface, with normals")
@@ -98,12 +100,13 @@ def run_mesh(args: argparse.Namespace) -> None:
     from pointrecon.checkpoint import load_run
     from pointrecon.config import Config
     from pointrecon.surface import cloud_of_run, finished_mesh
-    from shared.mesh import save_mesh
+    from shared.mesh import check_format, save_mesh
 
     if args.resolution is not None and args.resolution < 8:
         raise UserError(f"--resolution {args.resolution}: too small; use 8 or more")
+    out = args.out or args.run / "mesh.ply"
+    check_format(out)  # now, not after minutes
     run = load_run(args.run, args.device)
-    out = args.out or run.folder / "mesh.ply"
     asked = {name: getattr(args, name) for name in ("trim", "smallest", "faces")} | {
         "train.resolution": args.resolution
     }
@@ -138,7 +141,7 @@ def run_isopoints(args: argparse.Namespace) -> None:
     run = load_run(args.run, args.device)
     out = args.out or run.folder / "isopoints.ply"
     made = save_isopoints(run, args.count, out)
-    fewer = ", fewer than asked for: none where the surface is cut, and no more than it has room for"
+    fewer = ", fewer than asked for: most fell on what --trim cuts, or the surface has no room for more"
     print(f"{out}: {made} points{fewer if made < args.count else ''}")
 
 

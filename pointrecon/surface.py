@@ -1,5 +1,6 @@
 """From a fitted field to the surface that is written: meshed, cut to what was scanned, coloured, simplified."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pointrecon.checkpoint import LoadedRun
@@ -26,6 +28,7 @@ from shared.pointcloud import PointCloud, read_cloud
 
 # If more than this share of a cloud looked stray, it would be something else: then all of it is kept.
 TOO_MANY = 0.3
+MOST_SPREAD = 8  # times as many iso-points as asked for, before what is cut is left out
 LARGEST = 2048  # cells along an edge of the box, whatever the tiles: larger meshes take more memory than most have
 
 
@@ -95,18 +98,27 @@ def field_mesh(
 def save_isopoints(run: LoadedRun, count: int, out: Path) -> int:
     """Write `count` points spread evenly over a run's surface (Yifan et al. 2021), with normals, in the cloud's frame.
 
-    Where `trim` cuts the surface they are spread over all of it, and those beyond are left out. Returns how many there
-    are: fewer then, and where the surface has no room. Raises UserError for a count below 1, another
-    format than PLY, or a field without surface.
+    Where `trim` cuts the surface they are spread over all of it, and those beyond are left out; then more are spread,
+    so that about as many are left. Returns how many there are: fewer, too, where the surface has no room. Raises
+    UserError for a count below 1, another format than PLY, or a field without surface.
     """
     if count < 1 or out.suffix.lower() != ".ply":
         raise UserError(f"{out}: iso-points are written as .ply, one or more; change --out or --count")
+    cloud = None if run.config.trim == 0 else cloud_of_run(run.config)
+    points, normals = _spread(run, count, cloud)
+    if 0 < len(points) < count and cloud is not None:
+        points, normals = _spread(run, min(math.ceil(1.1 * count**2 / len(points)), MOST_SPREAD * count), cloud)
+    some = np.random.default_rng(0).permutation(len(points))[:count]
+    save_points(points[some], normals[some], out)
+    return len(some)
+
+
+def _spread(run: LoadedRun, count: int, cloud: PointCloud | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Those of `count` points spread evenly over a run's surface that the cloud supports, and their normals."""
     seeds = 2 * torch.rand(4 * count, 3, generator=torch.Generator().manual_seed(0)) - 1
     found = extract(run.field, seeds.to(run.device), count, None, np.random.default_rng(0))
     if not len(found):
         raise UserError(f"{run.folder}: the field has no surface; fit for longer")
     points, normals = run.to_world.to_world(found.points.cpu().numpy()), found.normals.cpu().numpy().astype(np.float64)
-    cloud = None if run.config.trim == 0 else cloud_of_run(run.config)
     kept = np.ones(len(points), bool) if cloud is None else supported(points, cloud.points, run.config.trim)
-    save_points(points[kept], normals[kept], out)
-    return int(kept.sum())
+    return points[kept], normals[kept]

@@ -92,6 +92,12 @@ def keep_faces(mesh: Mesh, wanted: NDArray[np.bool_]) -> Mesh:
     return Mesh(mesh.vertices[used], kept.reshape(-1, 3), normals, colors)
 
 
+def check_format(path: Path) -> None:
+    """Raises UserError where a mesh cannot be written with this suffix."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: unknown mesh format {path.suffix.lower()!r}; use one of {', '.join(SUFFIXES)}")
+
+
 def save_mesh(mesh: Mesh, path: str | Path) -> None:
     """Write PLY, OBJ, GLB or STL by suffix, aside first, so that a crash leaves no half mesh.
 
@@ -99,9 +105,8 @@ def save_mesh(mesh: Mesh, path: str | Path) -> None:
     Raises UserError for another suffix or a mesh without faces.
     """
     path = Path(path)
+    check_format(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown mesh format {suffix!r}; use one of {', '.join(SUFFIXES)}")
     if not len(mesh.faces):
         raise UserError(f"{path}: the surface is empty, so there is no mesh to write; train for longer")
     with atomic_write(path) as file:
