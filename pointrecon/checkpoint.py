@@ -36,7 +36,7 @@ class LoadedRun:
     @torch.no_grad()
     def sdf(self, points: ArrayLike, chunk: int = 65536) -> NDArray[np.float64]:
         """Signed distances (n,) of points (n, 3), both in the cloud's frame and units; negative inside, or, for a cloud
-        whose normals look inward, positive.
+        whose normals look inward, positive; of an open sheet negative below it, or behind its normals.
 
         Outside of the box around the cloud, whose longest side is 1.25 times the cloud's, they are extrapolated: the
         distance to the box is added to that of the nearest place in it, on its side of the surface. Where that

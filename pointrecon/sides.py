@@ -93,12 +93,15 @@ def oriented(points: Rows, areas: Rows, index: Int[NDArray[np.int64], "n k"]) ->
     return areas
 
 
+def _unit(vectors: Rows) -> Rows:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-300)
+
+
 def _agreement(points: Rows, areas: Rows, a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[np.float64]:
     """Cosines (m,) of the normals at points a and b (rows), as far as their chord allows: on a circle, normals at the
     ends of a chord are mirror images of each other in the plane across it."""
-    normals = areas / np.linalg.norm(areas, axis=1, keepdims=True).clip(1e-300)
-    chord = points[b] - points[a]
-    chord /= np.linalg.norm(chord, axis=1, keepdims=True).clip(1e-300)
+    normals = _unit(areas)
+    chord = _unit(points[b] - points[a])
     mirrored = normals[b] - 2 * (normals[b] * chord).sum(axis=1, keepdims=True) * chord
     return np.asarray((normals[a] * mirrored).sum(axis=1))
 
@@ -125,14 +128,14 @@ def _without_contradictions(points: Rows, areas: Rows, beside: NDArray[np.float6
 
 def _about(points: Rows, areas: Rows, beside: NDArray[np.float64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Winding numbers (n,) at so great a distance in front of points (n, 3) and behind them."""
-    way = areas / np.linalg.norm(areas, axis=1, keepdims=True).clip(1e-300) * beside[:, None]
+    way = _unit(areas) * beside[:, None]
     return winding(points + way, points, areas), winding(points - way, points, areas)
 
 
 def _false_area(side: Int[NDArray[np.int8], "c c c"], tree: cKDTree, areas: Rows) -> float:
     """Area (field units) of the faces between cells of different sides that lie above or below points in the tree, by
     their vector areas, instead of beside them."""
-    normals = areas / np.linalg.norm(areas, axis=1, keepdims=True).clip(1e-300)
+    normals = _unit(areas)
     area = 0.0
     for axis in range(3):
         left, right = ([np.delete(each, end, axis) for each in (side, centres())] for end in (-1, 0))

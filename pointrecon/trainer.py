@@ -189,11 +189,12 @@ class Trainer:
         what is enclosed, else where the field has another."""
         x, nearest = batch.x[batch.near :], batch.nearest[batch.near :]
         side = lookup(cells, x)
-        depth = depth_error(x, side * geometry.sdf, nearest, self.config.loss.squared)
+        signed = side * geometry.sdf  # the depth; negative on the wrong side
+        depth = depth_error(x, signed, nearest, self.config.loss.squared)
         if self.closed:
             return torch.where(side != 0, depth, error)
         # Beside a hole the surface is nearer than its rim.
-        return torch.where(side * geometry.sdf < 0, depth if batch.facing is None else batch.facing * depth, error)
+        return torch.where(signed < 0, depth if batch.facing is None else batch.facing * depth, error)
 
     def _near_error(
         self, batch: Batch, geometry: Geometry, progress: float, at_origin: Callable[[], Tensor]
