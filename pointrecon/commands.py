@@ -55,7 +55,7 @@ def _add_outputs(commands: Any) -> None:
     mesh.add_argument(
         "--resolution", type=int, help="cells along an edge of the box, of that of each tile (default: as fitted)"
     )
-    for name in ("trim", "smallest", "faces"):
+    for name in ("trim", "snap", "smallest", "faces"):
         mesh.add_argument(f"--{name}", help=f"as `fit --{name}` (default: as fitted)")
     mesh.add_argument("--out", type=Path, help="mesh file: .ply, .obj, .glb or .stl (default RUN/mesh.ply)")
     slices = _add_run(commands, "slice", "pictures of the field with its level sets")
@@ -107,7 +107,7 @@ def run_mesh(args: argparse.Namespace) -> None:
     out = args.out or args.run / "mesh.ply"
     check_format(out)  # now, not after minutes
     run = load_run(args.run, args.device)
-    asked = {name: getattr(args, name) for name in ("trim", "smallest", "faces")} | {
+    asked = {name: getattr(args, name) for name in ("trim", "snap", "smallest", "faces")} | {
         "train.resolution": args.resolution
     }
     given = [(name, str(value)) for name, value in asked.items() if value is not None]

@@ -229,6 +229,9 @@ class Config:
         "0: nothing; none: 4, but only where more than a third of the surface is: what closes open scans, not holes",
         minimum=0.0,
     )
+    snap: bool = key(
+        True, "bring the surface to the points, if they are clean: by what the field is off there, interpolated between"
+    )
     smallest: float = key(
         0.01,
         "drop parts of the surface with less than this share of the largest one's area; 1 keeps that one alone",

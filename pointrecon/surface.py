@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pointrecon.checkpoint import LoadedRun
 from pointrecon.config import Config
+from pointrecon.snap import snap
 from pointrecon.survey import stray
 from pointrecon.thin import MOST, thin
 from pointrecon.trim import supported, trim
@@ -49,18 +50,19 @@ def cloud_of_run(config: Config) -> PointCloud | None:
     try:
         return load_cloud(config)
     except UserError as error:
-        print(f"warning: {error}; the surface is neither cut nor coloured", file=sys.stderr)
+        print(f"warning: {error}; the surface is neither cut, snapped to it nor coloured", file=sys.stderr)
         return None
 
 
 def finished_mesh(
     field: FieldLike, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
 ) -> Mesh:
-    """The surface in the cloud's frame as the config asks for; without a cloud neither cut nor coloured."""
+    """The surface in the cloud's frame as the config asks for; without a cloud neither cut, snapped nor coloured."""
     mesh = field_mesh(field, to_world, mesh_resolution(config), device, config.field.inside_out)
     mesh = keep_components(mesh, config.smallest)
     if cloud is not None:
         mesh = keep_components(trim(mesh, cloud.points, config.trim), config.smallest)
+        mesh = snap(mesh, field, cloud.points, to_world, device) if config.snap else mesh
     if config.faces is not None:
         mesh = decimate(mesh, config.faces)
     if cloud is not None and cloud.colors is not None:

@@ -42,6 +42,16 @@ def face_cross(mesh: Mesh) -> NDArray[np.float64]:
     return np.cross(b - a, c - a)
 
 
+def vertex_normals(mesh: Mesh) -> NDArray[np.float64]:
+    """Unit normals (V, 3) of the vertices by their faces, which count by their area; zeros where there are none."""
+    cross = face_cross(mesh)
+    total = np.zeros_like(mesh.vertices)
+    for corner in range(3):
+        for axis in range(3):
+            total[:, axis] += np.bincount(mesh.faces[:, corner], cross[:, axis], len(total))
+    return total / np.linalg.norm(total, axis=1, keepdims=True).clip(1e-300)
+
+
 def volume(mesh: Mesh) -> float:
     """Enclosed volume by the divergence theorem; positive if the faces of a closed mesh look outward."""
     if not len(mesh.faces):

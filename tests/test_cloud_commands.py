@@ -81,12 +81,17 @@ def test_a_run_is_read_where_what_it_was_made_with_is_missing(run: Path, tmp_pat
         load_run(moved, "cuda")
 
 
-def test_a_surface_is_cut_and_simplified_when_asked(run: Path, tmp_path: Path, capsys) -> None:
+def test_a_surface_is_cut_snapped_and_simplified_when_asked(run: Path, tmp_path: Path, capsys) -> None:
     assert main(["mesh", str(run), "--resolution", "48", "--faces", "300", "--out", str(tmp_path / "few.obj")]) == 0
     few = load_mesh(tmp_path / "few.obj")
     assert 200 <= len(few.faces) <= 300 and is_watertight(few)
     assert main(["mesh", str(run), "--resolution", "16", "--trim", "0.4", "--out", str(tmp_path / "cut.ply")]) == 0
     assert not is_watertight(load_mesh(tmp_path / "cut.ply"))
+    for snap in ("true", "false"):
+        out = ["--resolution", "32", "--out", str(tmp_path / f"{snap}.ply")]
+        assert main(["mesh", str(run), "--snap", snap, *out]) == 0
+    snapped, plain = (load_mesh(tmp_path / f"{snap}.ply") for snap in ("true", "false"))
+    assert (snapped.faces == plain.faces).all() and 0 < np.abs(snapped.vertices - plain.vertices).max() < 0.1
     assert main(["mesh", str(run), "--trim", "much"]) == 2
     assert "--trim" in capsys.readouterr().err
 
