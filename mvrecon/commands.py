@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from shared.command_line import Parser, add_config_arguments
-from shared.config import read_config
+from shared.config import presets_of, read_config
 from shared.errors import UserError, main_guard
 from shared.loop import one_budget
 from shared.run_folder import make_folder
@@ -35,7 +35,8 @@ def build_parser() -> Parser:
 def _add_train(train: argparse.ArgumentParser) -> None:
     from mvrecon.config import Config
 
-    train.add_argument("--config", type=Path, help="a preset, such as configs/mvrecon/dtu-mask.yaml")
+    presets = f"a preset ({', '.join(presets_of(Config.PROGRAM))}) or a YAML file"
+    train.add_argument("--config", type=Path, help=presets)
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
     add_config_arguments(train, Config)

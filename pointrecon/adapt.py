@@ -80,7 +80,8 @@ def adapt(config: Config, found: Survey) -> Config:
     if found.noisy:
         moved = loss["bilateral"] if config.loss.bilateral is None else config.loss.bilateral
         loss["softness"] = (SOFTNESS if moved else RAW_SOFTNESS) * found.noise
-    config = replace(config, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
+    snap = not found.noisy and objective == "pull" if config.snap is None else config.snap
+    config = replace(config, snap=snap, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
     return _with_cells(config, found)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def fit_all(
 
     Runs that are finished are left as they are, others go on where they were. A cloud that fails gets its error as its
     row, and the rest go on. Figures are against the file of the same name in `truths`, or else against the cloud.
-    Returns the exit code: 0, 2 if a cloud failed, 130 if interrupted. Raises UserError for a folder without clouds.
+    Returns the exit code: 0, 2 if a cloud failed, 130 if interrupted. Raises UserError for a folder without clouds, and
+    for a preset or keys that are wrong.
     """
     files = sorted(path for path in clouds.glob("*") if path.suffix.lower() in READERS) if clouds.is_dir() else []
     if not files:
@@ -33,12 +35,12 @@ def fit_all(
         raise UserError(f"{out}: holds the clouds; give another folder for the surfaces")
     names = [path.stem if sum(p.stem == path.stem for p in files) == 1 else path.name for path in files]
     known = {row.get("name"): row for row in read_table(out / "metrics.csv")}
+    given = read_config(Config, preset, one_budget(list(overrides)))
     rows: dict[str, dict[str, Any]] = {name: known[name] for name in names if name in known}
     for number, (path, name) in enumerate(zip(files, names), 1):
         print(f"[{number}/{len(files)}] {path}")
         try:
-            config = read_config(Config, preset, [*one_budget(list(overrides)), ("cloud", str(path))])
-            if not _fitted(config, out, name):
+            if not _fitted(replace(given, cloud=str(path)), out, name):
                 return 130
             figures = evaluate(out / "runs" / name, _truth(path, truths))
             rows[name] = {"name": name, "error": "", **flatten(figures)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.command_line import Parser, add_config_arguments
-from shared.config import read_config
+from shared.config import presets_of, read_config
 from shared.errors import UserError, main_guard
 from shared.loop import one_budget
 
@@ -19,15 +19,16 @@ def build_parser() -> Parser:
 
     parser = Parser(prog="pointrecon", description="A point cloud to a surface; no normals needed.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    presets = f"a preset ({', '.join(presets_of(Config.PROGRAM))}) or a YAML file"
     fit = commands.add_parser("fit", help="fit a surface to a cloud")
     fit.add_argument("cloud", nargs="?", type=Path, help=f"{KINDS} file")
-    fit.add_argument("--config", type=Path, help="a preset, such as configs/pointrecon/fast.yaml")
+    fit.add_argument("--config", type=Path, help=presets)
     fit.add_argument("--out", type=Path, required=True, help="folder of the run; the surface is RUN/mesh.ply")
     fit.add_argument("--resume", action="store_true", help="continue the run in --out")
     add_config_arguments(fit, Config, without=["cloud"])
     batch = commands.add_parser("batch", help="fit every cloud of a folder; what is done already is not done again")
     batch.add_argument("clouds", type=Path, help=f"folder of {KINDS} files")
-    batch.add_argument("--config", type=Path, help="a preset, such as configs/pointrecon/fast.yaml")
+    batch.add_argument("--config", type=Path, help=presets)
     batch.add_argument("--out", type=Path, required=True, help="folder for NAME.ply, runs/NAME and metrics.csv")
     batch.add_argument("--gt", type=Path, metavar="FOLDER", help="exact meshes, or points on the surfaces, NAME.*")
     add_config_arguments(batch, Config, without=["cloud"])

@@ -229,8 +229,10 @@ class Config:
         "0: nothing; none: 4, but only where more than a third of the surface is: what closes open scans, not holes",
         minimum=0.0,
     )
-    snap: bool = key(
-        True, "bring the surface to the points, if they are clean: by what the field is off there, interpolated between"
+    snap: bool | None = key(
+        None,
+        "bring the surface to the points: by what the field is off there, interpolated between them; none: of clean "
+        "clouds, for pull only",
     )
     smallest: float = key(
         0.01,

@@ -22,21 +22,21 @@ from shared.mesh import Mesh, vertex_normals
 
 # Points that tell of a place, and the length of the covariance in the spacings of these. A difference of normals of
 # ACROSS counts as one such length: the two sides of a thin part are two apart.
-NEIGHBOURS, REACH, ACROSS = 12, 1.5, 1.0
+NEIGHBOURS, REACH, ACROSS = 12, 1.25, 1.0
 # Variance of the noise in that of the error, at least, which keeps the equations solvable.
 EXACT = 0.01
-# Points that are farther from the surface than so many of their spacings are not on it.
-LOST = 0.5
+# Points that are farther from the surface than so many of their spacings are not on it. If more of them are than this
+# share, it is the field that is not there yet.
+LOST, MANY_LOST = 0.4, 0.05
 # From the median of absolute values to a deviation.
 DEVIATION = 1 / 0.6745
-SPACING_OF = 4  # neighbours that give a point's spacing
-MOST = 1_000_000  # points that are used: more tell nothing to a mesh of so many cells
 CHUNK = 10_000
 
 
 class Errors(NamedTuple):
-    """What a field is off at n points in field space: how far along its unit normals the surface should move. `noise`:
-    variance of what the points themselves are off, in that of the rest."""
+    """What a field is off at n points in field space: how far along its unit normals the surface should move. spacing:
+    side of the square that each point has on the surface. noise: variance of what the points themselves are off, in
+    that of the rest."""
 
     points: Float64[np.ndarray, "n 3"]
     normals: Float64[np.ndarray, "n 3"]
@@ -48,37 +48,50 @@ class Errors(NamedTuple):
 def snap(
     mesh: Mesh, field: FieldLike, points: Float64[np.ndarray, "n 3"], to_world: Similarity, device: torch.device
 ) -> Mesh:
-    """The field's mesh, which has its normals, moved to the points, both in the world's frame; in noise as it is."""
+    """The field's mesh, which has its normals, moved to the points (n > NEIGHBOURS), both in the world's frame.
+
+    What the field is off is taken out, not what the mesh is off the field. Raises ValueError for a mesh without
+    normals.
+    """
     if mesh.normals is None:
         raise ValueError("a mesh without the normals of its field")
-    errors = errors_at(field, to_world.to_unit(points), device)
-    if errors is None or not len(mesh.faces):
-        return mesh
-    far = interpolate(errors, to_world.to_unit(mesh.vertices), mesh.normals)
-    moved = replace(mesh, vertices=mesh.vertices + to_world.scale * far[:, None] * mesh.normals)
+    far = offsets(mesh.vertices, mesh.normals, field, points, to_world, device)
+    moved = replace(mesh, vertices=mesh.vertices + far[:, None] * mesh.normals)
     # The field's normals are smoother than those of the faces: what is added is how these turn.
     normals = mesh.normals + vertex_normals(moved) - vertex_normals(mesh)
     return replace(moved, normals=normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12))
 
 
+def offsets(
+    places: Float64[np.ndarray, "m 3"],
+    normals: Float64[np.ndarray, "m 3"],
+    field: FieldLike,
+    points: Float64[np.ndarray, "n 3"],
+    to_world: Similarity,
+    device: torch.device,
+) -> Float64[np.ndarray, " m"]:
+    """How far places on the field's surface should move along its unit normals there; places and points (n >
+    NEIGHBOURS) in the world's frame, and so is this. Zeros where the points do not tell."""
+    errors = errors_at(field, to_world.to_unit(points), device) if len(places) else None
+    if errors is None:
+        return np.zeros(len(places))
+    return to_world.scale * interpolate(errors, to_world.to_unit(places), normals)
+
+
 def errors_at(field: FieldLike, points: Float64[np.ndarray, "n 3"], device: torch.device) -> Errors | None:
-    """What the field is off at points in field space; None where they are too noisy to tell."""
-    points = points[:: -(-len(points) // MOST)]
-    found = survey(points)
-    if found.noisy:
-        return None
+    """What the field is off at points in field space (n > NEIGHBOURS); None where it is noise, or elsewhere."""
+    reach, _ = cKDTree(points).query(points, k=[NEIGHBOURS + 1], workers=torch.get_num_threads())
+    # By the area that the nearest ones share, also where these lie on a scan line.
+    spacing = reach[:, 0] * (np.pi / NEIGHBOURS) ** 0.5
     error, normals = _of_field(field, points, device)
-    around, _ = cKDTree(points).query(points, k=[*range(2, SPACING_OF + 2)], workers=torch.get_num_threads())
-    spacing = around.clip(1e-3 * found.spacing, None)
-    spacing = np.where(np.isfinite(spacing), spacing, found.spacing).mean(axis=1)
     here = np.abs(error) < LOST * spacing
-    points, normals, spacing, error = points[here], normals[here], spacing[here], error[here]
-    if not len(error):
+    if here.mean() < 1 - MANY_LOST:
         return None
+    points, normals, spacing, error = points[here], normals[here], spacing[here], error[here]
     # The estimate takes fine detail for noise; but noise is everywhere, so a fit that passes closer knows better.
-    noise = min(found.noise, DEVIATION * float(np.median(np.abs(error)))) ** 2
+    noise = min(survey(points).noise, DEVIATION * float(np.median(np.abs(error)))) ** 2
     variance = float(np.square(error).mean()) - noise
-    return None if variance <= 0 else Errors(points, normals, spacing, error, noise / variance)
+    return Errors(points, normals, spacing, error, noise / variance) if variance > 0 else None
 
 
 def interpolate(

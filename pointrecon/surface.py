@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pointrecon.checkpoint import LoadedRun
 from pointrecon.config import Config
-from pointrecon.snap import snap
+from pointrecon.snap import offsets, snap
 from pointrecon.survey import stray
 from pointrecon.thin import MOST, thin
 from pointrecon.trim import supported, trim
@@ -50,14 +50,14 @@ def cloud_of_run(config: Config) -> PointCloud | None:
     try:
         return load_cloud(config)
     except UserError as error:
-        print(f"warning: {error}; the surface is neither cut, snapped to it nor coloured", file=sys.stderr)
+        print(f"warning: {error}; the surface is neither cut, brought to its points, nor coloured", file=sys.stderr)
         return None
 
 
 def finished_mesh(
     field: FieldLike, to_world: Similarity, cloud: PointCloud | None, config: Config, device: torch.device
 ) -> Mesh:
-    """The surface in the cloud's frame as the config asks for; without a cloud neither cut, snapped nor coloured."""
+    """The surface in the cloud's frame as the config asks for; without a cloud as the field has it, and plain."""
     mesh = field_mesh(field, to_world, mesh_resolution(config), device, config.field.inside_out)
     mesh = keep_components(mesh, config.smallest)
     if cloud is not None:
@@ -100,16 +100,19 @@ def field_mesh(
 def save_isopoints(run: LoadedRun, count: int, out: Path) -> int:
     """Write `count` points spread evenly over a run's surface (Yifan et al. 2021), with normals, in the cloud's frame.
 
-    Where `trim` cuts the surface they are spread over all of it, and those beyond are left out; then more are spread,
-    so that about as many are left. Returns how many there are: fewer, too, where the surface has no room. Raises
-    UserError for a count below 1, another format than PLY, or a field without surface.
+    They are brought to the cloud as the surface is. Where `trim` cuts that, they are spread over all of it, and those
+    beyond are left out; then more are spread, so that about as many are left. Returns how many there are: fewer, too,
+    where the surface has no room. Raises UserError for a count below 1, another format than PLY, or a field without
+    surface.
     """
     if count < 1 or out.suffix.lower() != ".ply":
         raise UserError(f"{out}: iso-points are written as .ply, one or more; change --out or --count")
-    cloud = None if run.config.trim == 0 else cloud_of_run(run.config)
+    cloud = cloud_of_run(run.config) if run.config.trim != 0 or run.config.snap else None
     points, normals = _spread(run, count, cloud)
     if 0 < len(points) < count and cloud is not None:
         points, normals = _spread(run, min(math.ceil(1.1 * count**2 / len(points)), MOST_SPREAD * count), cloud)
+    if cloud is not None and run.config.snap:
+        points += offsets(points, normals, run.field, cloud.points, run.to_world, run.device)[:, None] * normals
     some = np.random.default_rng(0).permutation(len(points))[:count]
     save_points(points[some], normals[some], out)
     return len(some)

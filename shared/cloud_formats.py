@@ -35,10 +35,33 @@ def read_text(path: Path) -> Columns:
     """
     try:
         header, delimiter = _text_layout(path)
-        table = np.loadtxt(path, delimiter=delimiter, skiprows=header, comments="#", ndmin=2, encoding="utf-8-sig")
+        try:
+            table = np.loadtxt(path, delimiter=delimiter, skiprows=header, comments="#", ndmin=2, encoding="utf-8-sig")
+        except ValueError as error:  # numpy counts rows, from 0 and without comments
+            raise ValueError(_first_fault(path, header, delimiter) or first_line(error)) from error
     except ValueError as error:
         raise UserError(f"{path}: not a table of numbers ({first_line(error)}); write x y z on each line") from error
     return _from_table(path, table)
+
+
+def _first_fault(path: Path, header: int, delimiter: str | None) -> str | None:
+    """The first line that is not as many numbers as those before it, for people."""
+    width = 0
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            content = line.split("#")[0].rstrip("\r\n")
+            if number <= header or not content.strip():
+                continue
+            try:
+                count = len([float(word) for word in content.split(delimiter)])
+            except ValueError:
+                return f"line {number} is {content[:40]!r}"
+            if count < 3:
+                return f"line {number} has less than 3 numbers: {content[:40]!r}"
+            if width not in (0, count):
+                return f"line {number} has {count} numbers, not {width}"
+            width = count
+    return None
 
 
 def _text_layout(path: Path) -> tuple[int, str | None]:

@@ -20,6 +20,8 @@ from shared.text_yaml import dump_yaml, read_yaml
 
 Config = TypeVar("Config")
 
+PRESETS = Path(__file__).parents[1] / "configs"
+
 TRUE, FALSE, NONE = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~", "")
 TYPE_NAMES = {bool: "true|false", int: "integer", float: "number", str: "text"}
 
@@ -99,17 +101,32 @@ class Leaf:
 
 
 def read_config(cls: type[Config], file: Path | None, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """The defaults of `cls`, then the YAML file, then the command line's (dotted key, text) pairs.
+    """The defaults of `cls`, then the YAML file or preset, then the command line's (dotted key, text) pairs.
 
     Raises UserError, naming the file or the flag, for an unreadable file, an unknown key or an impossible value.
     """
     leaves = leaves_of(cls)
+    file = find_preset(file, cls.PROGRAM) if file is not None and hasattr(cls, "PROGRAM") else file
     values = _read_values(leaves, _without_program(cls, read_yaml(file), file), str(file)) if file is not None else {}
     for name, text in overrides:
         if name not in leaves:
             raise UserError(f"--{name}: unknown key{did_you_mean(name, leaves, '--')}; --help lists all keys")
         values[name] = _convert_or_blame(leaves[name], text, f"--{name}")
     return _build(cls, values, str(file or "command line"))
+
+
+def find_preset(file: Path, program: str) -> Path:
+    """The file, or, where there is none, the program's preset of that name. Raises UserError where there is none."""
+    presets = presets_of(program)
+    if not file.is_file() and str(file) not in presets:
+        guess = did_you_mean(file.stem, presets)
+        raise UserError(f"{file}: no such file, nor a preset; give a YAML file, or one of {', '.join(presets)}{guess}")
+    return file if file.is_file() else presets[str(file)]
+
+
+def presets_of(program: str) -> dict[str, Path]:
+    """The presets that come with a program, by their names."""
+    return {path.stem: path for path in sorted((PRESETS / program).glob("*.yaml"))}
 
 
 def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str) -> Config:

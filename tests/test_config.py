@@ -1,12 +1,16 @@
 """The configuration: three layers, one meaning of a value, and an error for everything that is not a key or a value."""
 
 from dataclasses import FrozenInstanceError, dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from mvrecon.config import Config as PhotoConfig
+from pointrecon.config import Config as CloudConfig
 from shared.command_line import Parser, add_config_arguments
 from shared.config import (
+    PRESETS,
     Schedule,
     did_you_mean,
     from_mapping,
@@ -260,3 +264,17 @@ def test_an_option_may_be_left_out():
     with pytest.raises(SystemExit):
         parser.parse_args(["--seed", "1"])
     assert parser.parse_args(["--device", "cpu"]).overrides == [("device", "cpu")]
+
+
+def test_presets_have_names_that_hold_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for program in (CloudConfig, PhotoConfig):
+        files = sorted((PRESETS / program.PROGRAM).glob("*.yaml"))
+        assert len(files) > 2
+        for file in files:
+            assert read_config(program, Path(file.stem)) == read_config(program, file)
+    for name in ("scen", "scen.yaml"):
+        with pytest.raises(UserError, match=rf"^{name}: no such file, .* one of fast, .*; did you mean scene\?$"):
+            read_config(CloudConfig, Path(name))
+    (tmp_path / "scene").write_text("faces: 77\n")
+    assert read_config(CloudConfig, Path("scene")).faces == 77, "a file of one's own goes before"

@@ -1,6 +1,7 @@
 """Every term of a fit by closed forms and by loops, the weights that follow from the objective, and that each fits."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -330,8 +331,21 @@ def test_the_presets_of_a_kind_of_cloud_are_what_such_a_cloud_would_choose():
         assert getattr(as_clean.loss, name) == value
     assert (as_noisy.queries.neighbours, as_noisy.queries.closeness) == (NOISY_NEIGHBOURS, 0)
     assert noisy.train.cell == adapt(Config(), noisy_cloud).train.cell and as_clean.train.cell == CELL
-    assert as_clean == adapt(sparse, clean_cloud)
+    assert as_clean == adapt(sparse, clean_cloud) and as_clean.snap and not as_noisy.snap
     assert as_noisy.loss.bilateral / as_noisy.loss.softness == pytest.approx(RADIUS / SOFTNESS, rel=0.02)
+
+
+def test_surfaces_are_brought_to_clean_clouds_and_for_a_pull_alone():
+    clean, noisy = Survey(0.01, 0.001, 4), Survey(0.01, 0.01, 4)
+    siren = read_config(Config, None, [("loss.objective", "siren")])
+    assert [adapt(*args).snap for args in ((Config(), clean), (Config(), noisy), (siren, clean))] == [
+        True,
+        False,
+        False,
+    ]
+    for asked in (True, False):
+        assert adapt(replace(Config(), snap=asked), noisy).snap is asked
+    assert not Config().snap, "nor are runs that were made before there was this"
 
 
 def test_points_are_moved_in_noise_and_for_a_pull_alone():

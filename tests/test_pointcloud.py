@@ -451,19 +451,23 @@ def test_numpy_of_other_content(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        "hello world again\nthis is text\n",
-        "1 2 3\n4 five 6\n",
-        "1 2 3\n4 5\n",
-        "1 2\n3 4\n",
-        "# only a comment\n",
-        "\x00\x01",
+        ("hello world again\nthis is text\n", "line 2 is 'this is text'"),
+        ("1 2 3\n4 five 6\n", "line 2 is '4 five 6'"),
+        ("x,y,z\n# a comment\n\n1,2,3\n4,5,\n", "line 5 is '4,5,'"),
+        ("1,2,3\n,,\n4,5,6\n", "line 2 is ',,'"),
+        ("1 2 3\n4 5\n", "line 2 has less than 3 numbers: '4 5'"),
+        ("1 2 3\n4 5 6 7\n", "line 2 has 4 numbers, not 3"),
+        ("1000\n1 2 3\n4 5 6\n", "line 1 has less than 3 numbers: '1000'"),
+        ("1 2\n3 4\n", ""),
+        ("# only a comment\n", "no points"),
+        ("\x00\x01", ""),
     ],
 )
-def test_text_where_numbers_belong(tmp_path, content):
+def test_text_where_numbers_belong(tmp_path, content, words):
     (tmp_path / "cloud.xyz").write_text(content)
-    refused(tmp_path / "cloud.xyz")
+    refused(tmp_path / "cloud.xyz", words)
 
 
 def test_binary_content_in_a_text_file(tmp_path):

@@ -12,7 +12,7 @@ from pointrecon.snap import ACROSS, EXACT, LOST, NEIGHBOURS, REACH, Errors, erro
 from pointrecon.survey import typical_spacing
 from shared.field import Geometry
 from shared.geometry import Similarity
-from shared.mesh import Mesh, is_watertight, vertex_normals
+from shared.mesh import Mesh, face_cross, is_watertight, vertex_normals, volume
 from shared.meshing import extract_mesh
 
 CPU = torch.device("cpu")
@@ -102,8 +102,7 @@ def test_noise_is_not_followed() -> None:
     for noise in (0.05, 0.1, 0.2):
         points = cloud(20_000, noise)
         assert off(snapped(points)).mean() < 0.8 * exact, f"noise of {noise} spacings"
-    mesh = ball()
-    assert snapped(cloud(20_000, 0.6), mesh) is mesh, "a noisy cloud"
+    assert off(snapped(cloud(20_000, 0.6))).mean() < 1.1 * exact, "a cloud that `fit` would take for noisy"
 
 
 def test_noise_alone_moves_nothing_far() -> None:
@@ -117,7 +116,7 @@ def test_noise_alone_moves_nothing_far() -> None:
 def test_points_that_are_not_on_the_surface_do_not_pull_on_it() -> None:
     points = cloud(20_000)
     litter = 1.04 * RADIUS * directions(200, 9)
-    assert 0.04 * RADIUS > 4 * LOST * typical_spacing(cKDTree(points))
+    assert 0.04 * RADIUS > 3 * LOST * typical_spacing(cKDTree(points))
     np.testing.assert_allclose(snapped(np.concatenate([points, litter])).vertices, snapped(points).vertices, atol=1e-3)
 
 
@@ -132,25 +131,75 @@ def test_the_two_sides_of_a_thin_part_are_told_apart() -> None:
     np.testing.assert_allclose(found, error[::50], rtol=0.1)
 
 
-@pytest.mark.parametrize("count", [1, 3, 9])
-def test_few_points(count: int) -> None:
-    points = cloud(20_000)[:count]
-    after = snapped(points)
-    assert np.isfinite(after.vertices).all() and np.isfinite(after.normals).all()
-    moved = np.linalg.norm(FRAME.to_unit(after.vertices) - FRAME.to_unit(ball().vertices), axis=1)
-    assert moved.max() < 0.005, "not much farther than the points are off"
+def test_lines_of_a_scan_leave_no_ridges() -> None:
+    """Points eight times as dense along circles of latitude as across."""
+    step = 0.02
+    rings = []
+    for polar in np.arange(step, np.pi, 8 * step):
+        turn = np.arange(0, 2 * np.pi, step / np.sin(polar))
+        ring = [np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.full(len(turn), np.cos(polar))]
+        rings.append(np.stack(ring, axis=1))
+    out = np.concatenate(rings)
+    before = ball(96)
+    after = snapped((RADIUS + 0.002) * out, before)
+    moved = np.linalg.norm(FRAME.to_unit(after.vertices) - FRAME.to_unit(before.vertices), axis=1)
+    assert 0.0008 < moved.min() and moved.max() < 0.0025
+    turned = np.degrees(np.arccos((after.normals * before.normals).sum(axis=1).clip(-1, 1)))
+    assert turned.max() < 2
 
 
-def test_points_that_coincide() -> None:
-    points = np.repeat(cloud(500), 20, axis=0)
-    after = snapped(points)
-    assert np.isfinite(after.vertices).all() and off(after).mean() < 1.01 * off(ball()).mean()
+def test_copies_of_points_within_a_hair() -> None:
+    points = cloud(20_000)
+    copies = points[::10] + np.random.default_rng(3).normal(scale=1e-6, size=(2000, 3))
+    after = snapped(np.concatenate([points, copies]), ball(96))
+    assert off(after).mean() < 0.1 * off(ball(96)).mean()
+
+
+def test_only_what_points_lie_on_moves() -> None:
+    points = cloud(20_000)
+    cap = points[points[:, 2] > 0.5]
+    before = ball()
+    moved = np.linalg.norm(FRAME.to_unit(snapped(cap).vertices) - FRAME.to_unit(before.vertices), axis=1)
+    height = FRAME.to_unit(before.vertices)[:, 2]
+    assert np.median(moved[height > 0.52]) > 1e-4 and moved[height < 0].max() < 1e-6
+
+
+def test_thin_plates_and_edges_keep_their_faces() -> None:
+    """A plate as thick as three cells whose field is off by a third of that, rounded at its edges."""
+    half = torch.tensor([0.5, 0.4, 0.05])
+
+    class Plate(Ball):
+        def sdf(self, x: Tensor, active: int | None = None) -> Tensor:
+            beyond = x.abs() - (half - 0.02)
+            return beyond.clamp_min(0).norm(dim=1) + beyond.max(dim=1).values.clamp_max(0) - 0.02
+
+        def geometry(self, x: Tensor, active: int | None = None) -> Geometry:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                sdf = self.sdf(x)
+                (gradient,) = torch.autograd.grad(sdf.sum(), x)
+            return Geometry(sdf.detach(), gradient, x[:, :0].detach())
+
+    rng = np.random.default_rng(6)
+    points = rng.uniform(-1, 1, (8000, 3)) * (half.numpy() - 0.008)
+    side = rng.choice(3, 8000, p=[0.1, 0.1, 0.8])
+    rows = np.arange(8000)
+    points[rows, side] = np.sign(points[rows, side]) * (half.numpy() - 0.008)[side]
+    mesh = extract_mesh(Plate().sdf, 96, device=CPU)
+    normals = Plate().geometry(torch.from_numpy(mesh.vertices.astype(np.float32))).gradient.double().numpy()
+    before = replace(mesh, normals=normals).to_world(FRAME)
+    after = snap(before, Plate(), FRAME.to_world(points), FRAME, CPU)
+    assert ((face_cross(after) * face_cross(before)).sum(axis=1) > 0).mean() > 0.999
+    exact = 8 * float(np.prod(half.numpy() - 0.008))
+    assert abs(volume(after) / FRAME.scale**3 / exact - 1) < 0.03 < volume(before) / FRAME.scale**3 / exact - 1
 
 
 def test_nothing_to_move() -> None:
     mesh = ball()
-    empty = Mesh(mesh.vertices, mesh.faces[:0], mesh.normals)
-    assert snapped(cloud(2000), empty) is empty
-    assert errors_at(Ball(), 3 * cloud(2000), CPU) is None, "no point is near the surface"
+    empty = Mesh(mesh.vertices[:0], mesh.faces[:0], mesh.normals[:0])
+    assert not len(snapped(cloud(2000), empty).vertices)
+    far_off = cloud(2000)
+    far_off[:200] *= 1.5
+    assert errors_at(Ball(), far_off, CPU) is None, "the field is not there yet"
     with pytest.raises(ValueError, match="without the normals"):
         snapped(cloud(2000), replace(mesh, normals=None))
