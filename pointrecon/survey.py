@@ -21,6 +21,7 @@ NEIGHBOURS = 12
 # A cloud with more than this share of stray points is littered. There a point is stray, too, whose 4th neighbour is so
 # many times farther than is usual among its neighbours, if it lies farther off the plane through these than is usual.
 LITTERED, LONELY = 0.005, 1.5
+AGAIN = 4  # looks at what is left there, at most
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,7 @@ def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:
     """
     if len(points) <= 4 * NEIGHBOURS:
         return np.zeros(len(points), bool)
-    tree = cKDTree(points)
-    reach, around = np.empty(len(points)), np.empty(len(points))
-    for first in range(0, len(points), chunk):
-        part, workers = slice(first, first + chunk), torch.get_num_threads()
-        reach[part] = tree.query(points[part], k=[NEIGHBOURS + 1], workers=workers)[0][:, 0]
-    for first in range(0, len(points), chunk):
-        part, workers = slice(first, first + chunk), torch.get_num_threads()
-        _, index = tree.query(points[part], k=[*range(2, NEIGHBOURS + 2)], workers=workers)
-        around[part] = np.median(reach[index], axis=1)
+    reach, around = _reach(points, chunk)
     found = reach > STRAY_RATIO * around
     sparse = np.flatnonzero(reach > SPARSE * np.median(reach))
     if len(sparse) > 4 * NEIGHBOURS:
@@ -116,6 +109,13 @@ def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:
         found[sparse] |= spread & (spread.mean() > 0.5)
     litter = found.sum()
     if found.mean() > LITTERED:
+        for _ in range(AGAIN):  # without those, others are alone that had them for neighbours
+            kept = np.flatnonzero(~found)
+            reach, around = _reach(points[kept], chunk)
+            alone = reach > STRAY_RATIO * around
+            if not alone.any() or alone.sum() > litter:
+                break
+            found[kept] = alone
         for _ in range(2):  # the second time without what had made pairs of them look like a surface
             kept = np.flatnonzero(~found)
             more = _beside(points[kept]) if len(kept) > 4 * NEIGHBOURS else np.zeros(len(kept), bool)
@@ -123,6 +123,20 @@ def stray(points: Points, chunk: int = 200_000) -> NDArray[np.bool_]:
                 break
             found[kept] = more
     return found
+
+
+def _reach(points: Points, chunk: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far away the points' (N, 3) neighbours reach, and how far those of their neighbours do, typically."""
+    tree, workers = cKDTree(points), torch.get_num_threads()
+    reach, around = np.empty(len(points)), np.empty(len(points))
+    for first in range(0, len(points), chunk):
+        part = slice(first, first + chunk)
+        reach[part] = tree.query(points[part], k=[NEIGHBOURS + 1], workers=workers)[0][:, 0]
+    for first in range(0, len(points), chunk):
+        part = slice(first, first + chunk)
+        _, index = tree.query(points[part], k=[*range(2, NEIGHBOURS + 2)], workers=workers)
+        around[part] = np.median(reach[index], axis=1)
+    return reach, around
 
 
 def _beside(points: Points) -> NDArray[np.bool_]:

@@ -106,7 +106,8 @@ def read_config(cls: type[Config], file: Path | None, overrides: Iterable[tuple[
     Raises UserError, naming the file or the flag, for an unreadable file, an unknown key or an impossible value.
     """
     leaves = leaves_of(cls)
-    file = find_preset(file, cls.PROGRAM) if file is not None and hasattr(cls, "PROGRAM") else file
+    program = getattr(cls, "PROGRAM", None)
+    file = find_preset(file, program) if file is not None and program else file
     values = _read_values(leaves, _without_program(cls, read_yaml(file), file), str(file)) if file is not None else {}
     for name, text in overrides:
         if name not in leaves:

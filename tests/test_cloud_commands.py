@@ -117,9 +117,15 @@ def test_isopoints_lie_on_the_surface_in_the_clouds_frame(run: Path, tmp_path: P
     assert main(["isopoints", str(run), "--count", "500", "--out", str(out)]) == 0
     points = read_cloud(out)
     assert points.normals is not None and 450 <= len(points) <= 500
-    assert np.abs(pointrecon.load(run).sdf(points.points)).max() < 0.01
     assert PlyData.read(out)["vertex"]["x"].dtype == np.float64, "map coordinates need it"
     loaded = pointrecon.load(run)
+    as_it_is = replace(loaded, config=replace(loaded.config, snap=False))
+    assert save_isopoints(as_it_is, 500, tmp_path / "field.ply") == len(points)
+    field = read_cloud(tmp_path / "field.ply")
+    assert np.abs(loaded.sdf(field.points)).max() < 0.01
+    moved = ((points.points - field.points) * field.normals).sum(axis=1)
+    np.testing.assert_allclose(points.points, field.points + moved[:, None] * field.normals, atol=1e-6)
+    assert np.abs(moved).mean() > 1e-3, "brought to the cloud, as the mesh is"
     cut = replace(loaded, config=replace(loaded.config, trim=0.3))
     assert 450 <= save_isopoints(cut, 500, out) <= 500, "as many, of what the mesh keeps"
     cloud = read_cloud(loaded.config.cloud).points

@@ -105,3 +105,17 @@ def test_fine_clouds_get_larger_tables_and_finer_meshes() -> None:
     assert 2**fine.field.log2_entries >= 4 * fine.field.finest**2 and fine.train.resolution == 512
     assert adapt(Config(), Survey(0.0005, 0.0, 0)).field.log2_entries == 19, "no more than fit a cache"
     assert adapt(Config(field=replace(Config().field, log2_entries=22)), Survey(0.003, 0.0, 0)).field.log2_entries == 22
+
+
+def test_stray_points_among_stray_points_are_found_when_these_are_gone() -> None:
+    """Chance brings some together, so that one is no more alone than another, or lie in a plane."""
+    left = 0
+    for seed in range(9, 20):
+        rng = np.random.default_rng(seed)
+        ball = rng.normal(size=(5000, 3))
+        ball *= 0.5 / np.linalg.norm(ball, axis=1, keepdims=True)
+        litter = rng.uniform(-0.8, 0.8, (250, 3))
+        found = stray(np.concatenate([ball, litter]))
+        assert not found[:5000].any()
+        left += (~found[5000:] & (np.abs(np.linalg.norm(litter, axis=1) - 0.5) > 0.1)).sum()
+    assert left <= 11, "ten of 2,750; 33 without looking again"
