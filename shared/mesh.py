@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import igl
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
@@ -44,12 +45,9 @@ def face_cross(mesh: Mesh) -> NDArray[np.float64]:
 
 def vertex_normals(mesh: Mesh) -> NDArray[np.float64]:
     """Unit normals (V, 3) of the vertices by their faces, which count by their area; zeros where there are none."""
-    cross = face_cross(mesh)
-    total = np.zeros_like(mesh.vertices)
-    for corner in range(3):
-        for axis in range(3):
-            total[:, axis] += np.bincount(mesh.faces[:, corner], cross[:, axis], len(total))
-    return total / np.linalg.norm(total, axis=1, keepdims=True).clip(1e-300)
+    by_area = igl.PER_VERTEX_NORMALS_WEIGHTING_TYPE_AREA
+    normals = igl.per_vertex_normals(mesh.vertices, np.ascontiguousarray(mesh.faces), by_area)
+    return np.nan_to_num(normals)
 
 
 def volume(mesh: Mesh) -> float:

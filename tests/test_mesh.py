@@ -5,7 +5,16 @@ import pytest
 
 from shared.errors import UserError
 from shared.geometry import Similarity
-from shared.mesh import Mesh, component_count, is_watertight, keep_components, load_mesh, save_mesh, volume
+from shared.mesh import (
+    Mesh,
+    component_count,
+    is_watertight,
+    keep_components,
+    load_mesh,
+    save_mesh,
+    vertex_normals,
+    volume,
+)
 
 TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
 CORNERS = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
@@ -136,3 +145,16 @@ def test_opening_at_the_sphere_takes_only_what_lies_on_it():
     opened = _open_at_sphere(mesh, 0.01)
     assert opened.vertices.tolist() == vertices[3:].tolist()
     assert opened.faces.tolist() == [[0, 1, 2]], "faces with a corner on the sphere go, and their corners with them"
+
+
+def test_normals_of_vertices_count_faces_by_their_area():
+    rng = np.random.default_rng(8)
+    vertices, faces = rng.normal(size=(9, 3)), np.array([[0, 1, 2], [0, 2, 3], [3, 4, 5], [0, 5, 6], [7, 7, 7]])
+    expected = np.zeros((9, 3))
+    for face in faces:
+        a, b, c = vertices[face]
+        expected[face] += np.cross(b - a, c - a)
+    length = np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = np.divide(expected, length, out=np.zeros_like(expected), where=length > 0)
+    np.testing.assert_allclose(vertex_normals(Mesh(vertices, faces)), expected, atol=1e-12)
+    np.testing.assert_allclose(vertex_normals(Mesh(vertices, faces[:, ::-1])), -expected, atol=1e-12)
