@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from pointrecon.survey import survey
+from pointrecon.survey import noise
 from shared.field import FieldLike
 from shared.geometry import Similarity
 from shared.mesh import Mesh, vertex_normals
@@ -80,7 +80,9 @@ def offsets(
 
 def errors_at(field: FieldLike, points: Float64[np.ndarray, "n 3"], device: torch.device) -> Errors | None:
     """What the field is off at points in field space (n > NEIGHBOURS); None where it is noise, or elsewhere."""
-    reach, _ = cKDTree(points).query(points, k=[NEIGHBOURS + 1], workers=torch.get_num_threads())
+    tree = cKDTree(points)
+    reach, _ = tree.query(points, k=[NEIGHBOURS + 1], workers=torch.get_num_threads())
+    estimate = noise(points, tree)
     # By the area that the nearest ones share, also where these lie on a scan line.
     spacing = reach[:, 0] * (np.pi / NEIGHBOURS) ** 0.5
     error, normals = _of_field(field, points, device)
@@ -89,9 +91,9 @@ def errors_at(field: FieldLike, points: Float64[np.ndarray, "n 3"], device: torc
         return None
     points, normals, spacing, error = points[here], normals[here], spacing[here], error[here]
     # The estimate takes fine detail for noise; but noise is everywhere, so a fit that passes closer knows better.
-    noise = min(survey(points).noise, DEVIATION * float(np.median(np.abs(error)))) ** 2
-    variance = float(np.square(error).mean()) - noise
-    return Errors(points, normals, spacing, error, noise / variance) if variance > 0 else None
+    of_points = min(estimate, DEVIATION * float(np.median(np.abs(error)))) ** 2
+    of_field = float(np.square(error).mean()) - of_points
+    return Errors(points, normals, spacing, error, of_points / of_field) if of_field > 0 else None
 
 
 def interpolate(
@@ -99,7 +101,7 @@ def interpolate(
 ) -> Float64[np.ndarray, " m"]:
     """The mean of the process at places on the surface, with their normals, by its values at the nearest points."""
     tree, most = cKDTree(errors.points), min(NEIGHBOURS, len(errors.points))
-    noise = (EXACT + errors.noise) * torch.eye(most, dtype=torch.float64)
+    diagonal = (EXACT + errors.noise) * torch.eye(most, dtype=torch.float64)
     mean = np.empty(len(places))
     for first in range(0, len(places), CHUNK):
         part = slice(first, first + CHUNK)
@@ -107,7 +109,7 @@ def interpolate(
         length = REACH * errors.spacing[index].mean(axis=1)
         there = _coordinates(errors.points[index], errors.normals[index], length)
         here = _coordinates(places[part][:, None], normals[part][:, None], length)
-        between = covariance(torch.cdist(there, there)) + noise
+        between = covariance(torch.cdist(there, there)) + diagonal
         weights = torch.linalg.solve(between, torch.from_numpy(errors.error[index]))
         mean[part] = (covariance(torch.cdist(here, there))[:, 0] * weights).sum(dim=1)
     return mean

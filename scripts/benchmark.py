@@ -246,7 +246,7 @@ def bench_mesh(figures: Figures, args: argparse.Namespace) -> None:
 
 
 def bench_poisson(figures: Figures, args: argparse.Namespace) -> None:
-    """`pointrecon fit --snap false` of 100,000 points without normals against screened Poisson with estimated normals."""
+    """`pointrecon fit --snap false` of 100,000 points without normals against screened Poisson with estimated ones."""
     import pymeshlab  # an extra: pip install isopull[benchmark]
 
     truth = demo_object()
