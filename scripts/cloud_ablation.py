@@ -4,9 +4,10 @@
     scripts/cloud_ablation.py --meshes MESHES --out ablation.csv --steps 2000 --seeds 3
     scripts/cloud_ablation.py --meshes MESHES --out ablation.csv --only parts,alignment/mse --shapes fandisk
 
-parts: alignment and iso-points, for the objectives pull and siren. alignment: its variants (Ma et al. 2023, tables 6
-to 8). neural-pull: the choices of Ma et al. 2021 (tables 8, 10, 11 and 13). All on the default field, by as many steps;
-the clouds have no normals. Rows that the file holds already are not made again.
+parts: alignment and iso-points, for the objectives pull and siren, the latter also with normals. alignment: its
+variants (Ma et al. 2023, tables 6 to 8). neural-pull: the choices of Ma et al. 2021 (tables 8, 10, 11 and 13). All on
+the default field, by as many steps; clouds have no normals but where that is said. Rows that the file holds already
+are not made again.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from shared.geometry import fit_box
 from shared.levelset import parallelism
 from shared.loop import use_threads
 from shared.mesh import Mesh, is_watertight, volume
-from shared.metrics import compare_meshes
+from shared.metrics import compare_meshes, sample_surface
 from shared.report import QUERIES, QUERY_SPREAD, diagonal
 from shared.runtime import choose_device
 
@@ -52,13 +53,15 @@ ALIGNMENT = {"pull": "0.01", "siren": "10"}
 
 
 class Setting(NamedTuple):
-    """Keys of a fit, on some kinds of clouds; and whether the field starts as a sphere."""
+    """Keys of a fit, on some kinds of clouds; whether the field starts as a sphere, and whether the clouds have the
+    exact surface's normals."""
 
     group: str
     name: str
     kinds: tuple[str, ...]
     keys: dict[str, str]
     sphere: bool = True
+    normals: bool = False
 
 
 def settings(steps: int) -> list[Setting]:
@@ -75,11 +78,12 @@ def parts(steps: int) -> Iterator[Setting]:
         " + iso-points": ("loss.iso_points",),
         " + both": ("loss.alignment", "loss.iso_points"),
     }
-    for objective, weight in ALIGNMENT.items():
-        values = {"loss.alignment": weight, "loss.iso_points": str(ISO_POINTS)}
+    for objective, given in (("pull", False), ("siren", False), ("siren", True)):
+        values = {"loss.alignment": ALIGNMENT[objective], "loss.iso_points": str(ISO_POINTS)}
+        base = objective + (" with normals" if given else "")
         for name, wanted in extras.items():
             keys = {"loss.objective": objective, **iso, **{key: values[key] for key in wanted}}
-            yield Setting("parts", objective + name, ("20k", "20k-noise0.5", "2k"), keys)
+            yield Setting("parts", base + name, ("20k", "20k-noise0.5", "2k"), keys, normals=given)
 
 
 def alignment() -> Iterator[Setting]:
@@ -133,22 +137,24 @@ def chosen(every: list[Setting], only: str | None) -> list[Setting]:
     return [s for s in every if s.group in wanted or f"{s.group}/{s.name}" in wanted]
 
 
-def cloud_of(truth: Mesh, kind: str, seed: int) -> Points:
-    """A cloud of one of the known kinds, or of so many exact samples."""
-    return make_cloud(truth, KINDS[kind] if kind in KINDS else Kind(int(kind), as_it_is), seed)
+def cloud_of(truth: Mesh, name: str, seed: int) -> tuple[Points, Points]:
+    """A cloud of one of the kinds that keep all points, or of so many exact samples, and the surface's normals."""
+    kind = KINDS[name] if name in KINDS else Kind(int(name), as_it_is)
+    return make_cloud(truth, kind, seed), sample_surface(truth, kind.points, seed)[1]
 
 
-def fit_and_measure(setting: Setting, points: Points, truth: Mesh, steps: int, seed: int) -> dict[str, Any]:
+def fit_and_measure(setting: Setting, kind: str, truth: Mesh, steps: int, seed: int) -> dict[str, Any]:
     """The figures of a row: L1 chamfer in per cent of the truth's diagonal, normal consistency, mean angle between
     level sets in degrees, and volume by that of the truth. What needs a surface is missing where there is none."""
     began = time.monotonic()
+    points, normals = cloud_of(truth, kind, seed)
     to_world = fit_box(points)
     unit = to_world.to_unit(points)
     keys = {"train.steps": str(steps), "train.seed": str(seed), "train.resolution": str(RESOLUTION), **setting.keys}
     config = adapt(read_config(Config, None, list(keys.items())), survey(unit))
     device = choose_device(config.device)
     use_threads(config.train.threads)
-    trainer = Trainer(config, unit, device)
+    trainer = Trainer(config, unit, device, normals if setting.normals else None)
     if not setting.sphere:
         start_at_random(trainer.field)
     for step in range(steps):
@@ -227,7 +233,7 @@ def run(args: argparse.Namespace) -> None:
                     key = (setting.group, setting.name, kind, shape, str(seed), str(args.steps))
                     if key in done:
                         continue
-                    figures = fit_and_measure(setting, cloud_of(truth, kind, seed), truth, args.steps, seed)
+                    figures = fit_and_measure(setting, kind, truth, args.steps, seed)
                     rows.append({**dict(zip(KEY, key)), **{name: f"{value:.5g}" for name, value in figures.items()}})
                     write_table(rows, args.out)
     print(table(read_table(args.out)))
