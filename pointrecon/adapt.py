@@ -40,6 +40,8 @@ CLEAN = {
     "space": Schedule(0.15, 1.0, 0.2, 0.4),
     "hole": Schedule(0.05, 0.0, 0.05, 0.05),
 }
+# In little noise points are brought together, and trusted as much as those of clean clouds.
+NEARLY_CLEAN = {**CLEAN, "target": "origin", "plane": 0.05}
 NOISE = {
     "target": "origin",
     "bend": 0.001,
@@ -62,27 +64,33 @@ WEIGHTS: dict[str, dict[str, float]] = {
 
 def adapt(config: Config, found: Survey) -> Config:
     """The config with everything chosen that it leaves open; `found` of the cloud in field space."""
-    objective = config.loss.objective
-    queries = {"space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE}
-    queries["closeness"] = 0.0 if found.noisy or objective != "pull" else CLOSENESS
-    queries["neighbours"] = max(NOISY_NEIGHBOURS, found.crowd) if found.noisy else NEIGHBOURS
-    loss: dict[str, Any] = {**CLEAN}
-    if found.noisy:
-        loss = {**NOISE, "bilateral": RADIUS * found.noise}
-    if objective != "pull":
-        loss["bend"] = loss["bilateral"] = 0.0
-    if objective == "igr":
-        queries["neighbours"] = IGR_NEIGHBOURS
-    loss["normal"] = SIDES
-    loss |= {name: Schedule(weight) for name, weight in WEIGHTS[objective].items()}
-    if objective == "pull" and config.loss.target == "nearest":
-        loss["bilateral"] = 0.0
-    if found.noisy:
-        moved = loss["bilateral"] if config.loss.bilateral is None else config.loss.bilateral
-        loss["softness"] = (SOFTNESS if moved else RAW_SOFTNESS) * found.noise
-    snap = not found.noisy and objective == "pull" if config.snap is None else config.snap
+    loss = _loss(config.loss, found)
+    snap = config.loss.objective == "pull" and not found.noisy if config.snap is None else config.snap
+    queries = _queries(config.loss.objective, found)
     config = replace(config, snap=snap, queries=_filled(config.queries, queries), loss=_filled(config.loss, loss))
     return _with_cells(config, found)
+
+
+def _queries(objective: str, found: Survey) -> dict[str, Any]:
+    neighbours = max(NOISY_NEIGHBOURS, found.crowd) if found.noisy else NEIGHBOURS
+    return {
+        "neighbours": IGR_NEIGHBOURS if objective == "igr" else neighbours,
+        "closeness": CLOSENESS if objective == "pull" and not found.noisy else 0.0,
+        "space_share": SIREN_SPACE_SHARE if objective == "siren" else SPACE_SHARE,
+    }
+
+
+def _loss(asked: LossConfig, found: Survey) -> dict[str, Any]:
+    pull = asked.objective == "pull"
+    moved = pull and asked.target != "nearest" and asked.bilateral != 0  # points may be brought together
+    loss: dict[str, Any] = {**(NOISE if found.noisy else NEARLY_CLEAN if found.faint and moved else CLEAN)}
+    if loss["target"] == "origin":
+        loss["bilateral"] = RADIUS * found.noise if moved else 0.0
+        loss["softness"] = (SOFTNESS if moved else RAW_SOFTNESS) * found.noise
+    if not pull:
+        loss["bend"] = 0.0
+    weights = {name: Schedule(weight) for name, weight in WEIGHTS[asked.objective].items()}
+    return {**loss, "normal": SIDES, **weights}
 
 
 def _with_cells(config: Config, found: Survey) -> Config:

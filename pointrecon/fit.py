@@ -92,7 +92,8 @@ def fit_field(
     points = to_world.to_unit(cloud.points)
     found = survey(points)
     spacing, noise = found.spacing * to_world.scale, found.noise * to_world.scale
-    print(f"points {spacing:.3g} apart, noise {noise:.2g}: a {'noisy' if found.noisy else 'clean'} cloud")
+    kind = "noisy" if found.noisy else "nearly clean" if found.faint else "clean"
+    print(f"points {spacing:.3g} apart, noise {noise:.2g}: a {kind} cloud")
     config = adapt(asked, found)
     trainer = Trainer(config, points, device, cloud.normals, known)
     if known is None:  # else the whole has prepared them

@@ -155,8 +155,9 @@ def filtered(points: Points, normals: Points) -> Points:
 
 
 def is_noisy(points: Points) -> bool:
-    """Whether a fit takes the points for noisy."""
-    return survey(fit_box(points).to_unit(points)).noisy
+    """Whether a fit brings the points together."""
+    found = survey(fit_box(points).to_unit(points))
+    return found.noisy or found.faint
 
 
 def measure(mesh: Mesh, truth: Truth, seed: int) -> dict[str, float]:

@@ -81,14 +81,16 @@ def sphere(count: int, rng: np.random.Generator) -> np.ndarray:
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-def test_a_point_by_loops(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("faint", [False, True])
+def test_a_point_by_loops(faint: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "WIDTHS", (1.0,))
     generator = torch.Generator().manual_seed(0)
     points = 0.05 * torch.randn(3, 7, 3, generator=generator)
     up = torch.tensor([0.0, 0.0, 1.0])
     normals = F.normalize(up + 0.3 * torch.randn(3, 7, 3, generator=generator), dim=2)
-    found = bilateral(points, normals, 0.06)
-    for at, theirs, result in zip(points, normals, found):
+    found = bilateral(points, normals, 0.06, 0.02, faint)
+    means, predictions, bulges, ways = [], [], [], []
+    for at, theirs in zip(points, normals):
 
         def weight(square: float, one: Tensor, other: Tensor) -> float:
             return math.exp(-square / (2 * 0.06**2) - float((one - other).square().sum()) / (2 * AGREE**2))
@@ -105,9 +107,17 @@ def test_a_point_by_loops(monkeypatch: pytest.MonkeyPatch):
         for w, p, n in zip(weights, at, theirs):
             along = (p - centre) - ((p - centre) @ own) * own
             turn, way = turn + w * float(n @ along), way + w * float(along @ along)
-        bulge = min(max((0.06 / RADIUS) ** 2 * turn / way, -MOST_BENT * 0.06), MOST_BENT * 0.06)
-        move = sum(w * h for w, h in zip(weights, heights)) / total - bulge
-        torch.testing.assert_close(result, at[0] + move * own)
+        bulge = min(max(0.02**2 * turn / way, -MOST_BENT * 0.02), MOST_BENT * 0.02)
+        means.append(sum(w * h for w, h in zip(weights, heights)) / total)
+        predictions.append(sum(w * h for w, h in zip(weights[1:], heights[1:])) / sum(weights[1:]))
+        bulges.append(bulge)
+        ways.append(own)
+    most = module.CAPPED * 0.06
+    variance = sum(min(abs(p), most) ** 2 for p in predictions) / 3  # of what the others predict, about the points
+    moves = [min(0.02**2 / variance, 1) * p for p in predictions] if faint else means
+    assert not faint or variance > 0.02**2
+    for at, move, bulge, own, result in zip(points, moves, bulges, ways, found):
+        torch.testing.assert_close(result, at[0] + (move - bulge) * own)
 
 
 def test_the_radius_that_predicts_best():
@@ -131,6 +141,19 @@ def test_noise_about_a_plane_falls_as_that_of_a_mean():
     assert np.array_equal(found[:, :2], points[:, :2].astype(np.float32)), "along normals"
     within = np.pi * (2 * 2 * SIGMA) ** 2 * 8000 / 1.6**2  # points that a Gaussian's mean counts as one each
     assert found[:, 2].std() < 1.5 * SIGMA / math.sqrt(min(within, MANY))
+
+
+def test_little_noise_takes_neighbours_as_far_as_points_are_apart():
+    rng = np.random.default_rng(10)
+    spacing = 1.6 / math.sqrt(8000)
+    points = np.column_stack([rng.uniform(-0.8, 0.8, (8000, 2)), rng.normal(scale=0.15 * spacing, size=8000)])
+    found = Bilateral(cKDTree(points), torch.from_numpy(points.astype(np.float32)), RADIUS * 0.15 * spacing)
+    assert not found.settled and found.radius > 2 * RADIUS * found.noise
+    x, rows = found.cloud[:100] + 0.01, torch.arange(100)
+    found.update(Plane(), FIRST, None)
+    assert found.points[:, 2].std() < 0.5 * 0.15 * spacing, "by twice the noise next to none would count"
+    around, there = found.drawn_around(x, rows)
+    torch.testing.assert_close(around - there, x - found.cloud[:100])
 
 
 def test_edges_stay():
@@ -168,7 +191,8 @@ def test_the_two_sides_of_a_sheet_stay_apart():
 
 def test_fewer_points_than_neighbours_and_equal_ones():
     assert np.isfinite(moved(np.zeros((5, 3)), Plane())).all()
-    assert np.allclose(moved(np.array([[0, 0, 0.1], [0, 0.01, 0.3]]), Plane(), 1.0)[:, 2], 0.2, atol=1e-3)
+    few = np.array([[0, 0.01 * i, 0.1 + 0.2 * (i % 2)] for i in range(4)])
+    assert np.allclose(moved(few, Plane(), 1.0)[:, 2], 0.2, atol=1e-3)
 
 
 def test_blocks_take_turns(monkeypatch: pytest.MonkeyPatch):
@@ -250,7 +274,7 @@ def test_queries_go_with_their_points_and_come_closer_when_these_are_settled():
         assert found.settled == (noise == SIGMA)
         _, index = found.tree.query(points[:100], k=MANY if found.settled else SOME)
         around = found.cloud[torch.from_numpy(index)]
-        by_hand = bilateral(around, Plane().normals(around) / 2, RADIUS * SIGMA)
+        by_hand = bilateral(around, Plane().normals(around) / 2, RADIUS * SIGMA, SIGMA, False)
         assert torch.isclose(found.points[:100], by_hand, atol=1e-6).all(dim=1).float().mean() > 0.8, "but other radii"
         around, there = found.drawn_around(x, rows)
         torch.testing.assert_close(there, found.points[:100])

@@ -86,6 +86,11 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     assert (clean.loss.target, clean.loss.softness, clean.queries.neighbours) == ("nearest", 0.0, NEIGHBOURS)
     assert (noisy.loss.target, noisy.queries.neighbours) == ("origin", 30), "as wide as twice the noise"
     assert noisy.loss.softness == pytest.approx(0.0025)
+    faint = adapt(Config(), Survey(0.01, 0.002, 5))
+    assert faint.queries == clean.queries and (faint.loss.hole, faint.loss.bend) == (clean.loss.hole, 0)
+    assert (faint.loss.target, faint.loss.bilateral, faint.snap, clean.snap) == ("origin", 0.004, True, True)
+    for one in (LossConfig(bilateral=0.0), LossConfig(target="nearest"), LossConfig(objective="siren")):
+        assert adapt(Config(loss=one), Survey(0.01, 0.002, 5)) == adapt(Config(loss=one), Survey(0.01, 0.0005, 5))
     raw = adapt(Config(loss=LossConfig(bilateral=0.0)), Survey(0.01, 0.01, 30))
     assert raw.loss.softness == pytest.approx(0.015), "points that are not brought together keep their noise"
     assert clean.field.finest == round(2 / (CELL * 0.01))
