@@ -51,6 +51,8 @@ NOISE = {
 }
 # Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
+# Of a clean cloud's level sets, by its spacing: what an angle does between points is a length, as distances are.
+ALIGNMENT = 4.0
 # Of the error, in standard deviations of the noise: points that are brought together have about a third of it left.
 SOFTNESS, RAW_SOFTNESS = 0.25, 1.5
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
@@ -89,6 +91,7 @@ def _loss(asked: LossConfig, found: Survey) -> dict[str, Any]:
         loss["softness"] = (SOFTNESS if moved else RAW_SOFTNESS) * found.noise
     if not pull:
         loss["bend"] = 0.0
+    loss["alignment"] = Schedule(round(ALIGNMENT * found.spacing, 3) if pull and not found.noisy else 0.0)
     weights = {name: Schedule(weight) for name, weight in WEIGHTS[asked.objective].items()}
     return {**loss, "normal": SIDES, **weights}
 

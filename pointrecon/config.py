@@ -64,6 +64,7 @@ class LossConfig:
         "normals half a finest cell apart are alike, from `plane` on; none: as the cloud's noise asks, for pull only",
         minimum=0.0,
     )
+    bend_points: int = key(2048, "queries a step for the bending", minimum=1)
     bilateral: float | None = key(
         None,
         "noisy points count as moved to the mean height of those near them (standard deviation in field units, half "
@@ -131,12 +132,13 @@ class LossConfig:
         "gradients have length 1; none: as the objective's paper: 0 for pull, 100 for siren, 0.1 for igr",
         minimum=0.0,
     )
-    alignment: Schedule = key(
-        Schedule(0.0),
-        "level set alignment; usual is a hundredth of what distances count: 0.01 for pull and igr, 10 for siren",
+    alignment: Schedule | None = key(
+        None,
+        "level set alignment; the paper has a hundredth of what distances count: 0.01 for pull and igr, 10 for siren; "
+        "none: four times the spacing, in field units, for a pull to clean clouds, else 0",
         minimum=0.0,
     )
-    alignment_points: int = key(2048, "queries a step for the alignment and the bending", minimum=1)
+    alignment_points: int = key(512, "queries a step for the alignment: as good as all, for the surface", minimum=1)
     alignment_kind: str = key(
         "cosine",
         "what is aligned: directions by their cosine, or, for ablation, by the squared error of gradients that are "

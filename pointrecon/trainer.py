@@ -109,7 +109,7 @@ class Trainer:
         self.bilateral = Bilateral(self.queries.tree, cloud, loss.bilateral or 0.0) if moved else None
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
-        self.aligned = min(loss.alignment_points, q.batch)
+        self.aligned, self.bent = min(loss.alignment_points, q.batch), min(loss.bend_points, q.batch)
         self.steps = 0
 
     def step(self, progress: float) -> Terms:
@@ -238,7 +238,7 @@ class Trainer:
         return alignment_loss(there, gradient, decay, loss.alignment_kind, distance)
 
     def _bend(self, batch: Batch, geometry: Geometry, active: int | None) -> Tensor:
-        noise = shard(self.queries.noise(self.aligned)).to(self.device)
+        noise = shard(self.queries.noise(self.bent)).to(self.device)
         x, there = batch.x[: len(noise)], geometry.gradient[: len(noise)]
         moved = beside(x, there, 1 / self.config.field.finest, noise)
         return bend_loss(there, self.field.geometry(moved, active).gradient)

@@ -42,6 +42,7 @@ SMALL = {
     "train.cell": "0",
     "queries.batch": "256",
     "queries.pool": "2000",
+    "loss.alignment": "0",
     "loss.alignment_points": "32",
 }
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pointrecon.adapt import CELL, CELL_OF_CUBE, CELL_OF_NOISE, NEIGHBOURS, adapt
+from pointrecon.adapt import ALIGNMENT, CELL, CELL_OF_CUBE, CELL_OF_NOISE, NEIGHBOURS, adapt
 from pointrecon.config import Config, LossConfig, QueryConfig
 from pointrecon.survey import Survey, stray, survey
+from shared.config import Schedule
 
 
 def sphere(count: int, radius: float = 0.8, seed: int = 0) -> np.ndarray:
@@ -91,6 +92,10 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     assert (faint.loss.target, faint.loss.bilateral, faint.snap, clean.snap) == ("origin", 0.004, True, True)
     for one in (LossConfig(bilateral=0.0), LossConfig(target="nearest"), LossConfig(objective="siren")):
         assert adapt(Config(loss=one), Survey(0.01, 0.002, 5)) == adapt(Config(loss=one), Survey(0.01, 0.0005, 5))
+    for found in (clean, faint):
+        assert found.loss.alignment == Schedule(ALIGNMENT * 0.01)
+    assert noisy.loss.alignment == adapt(Config(loss=LossConfig(objective="siren")), Survey(0.01, 0, 5)).loss.alignment
+    assert noisy.loss.alignment == Schedule(0.0)
     raw = adapt(Config(loss=LossConfig(bilateral=0.0)), Survey(0.01, 0.01, 30))
     assert raw.loss.softness == pytest.approx(0.015), "points that are not brought together keep their noise"
     assert clean.field.finest == round(2 / (CELL * 0.01))
