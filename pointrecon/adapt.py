@@ -40,7 +40,8 @@ CLEAN = {
     "space": Schedule(0.15, 1.0, 0.2, 0.4),
     "hole": Schedule(0.05, 0.0, 0.05, 0.05),
 }
-# In little noise points are brought together, and trusted as much as those of clean clouds.
+# In little noise points are brought together, and trusted as much as those of clean clouds. Errors count along normals
+# as early as in noise, for the nearest point is not the right one.
 NEARLY_CLEAN = {**CLEAN, "target": "origin", "plane": 0.05}
 NOISE = {
     "target": "origin",
@@ -52,7 +53,7 @@ NOISE = {
 # Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
 # Of a clean cloud's level sets, by its spacing: what an angle does between points is a length, as distances are.
-ALIGNMENT = 4.0
+ALIGNMENT, WIDEST = 4.0, 0.1
 # Of the error, in standard deviations of the noise: points that are brought together have about a third of it left.
 SOFTNESS, RAW_SOFTNESS = 0.25, 1.5
 # The papers' weights; SIREN's as Yifan et al. 2021 (section 4.2) have them. In theirs iso-points weigh as much as the
@@ -83,17 +84,26 @@ def _queries(objective: str, found: Survey) -> dict[str, Any]:
 
 
 def _loss(asked: LossConfig, found: Survey) -> dict[str, Any]:
-    pull = asked.objective == "pull"
-    moved = pull and asked.target != "nearest" and asked.bilateral != 0  # points may be brought together
-    loss: dict[str, Any] = {**(NOISE if found.noisy else NEARLY_CLEAN if found.faint and moved else CLEAN)}
-    if loss["target"] == "origin":
-        loss["bilateral"] = RADIUS * found.noise if moved else 0.0
-        loss["softness"] = (SOFTNESS if moved else RAW_SOFTNESS) * found.noise
+    pull, noisy = asked.objective == "pull", found.noisy
+    inexact = noisy or (found.nearly_clean and pull and _moved(asked))
+    loss: dict[str, Any] = {**(NOISE if noisy else NEARLY_CLEAN if inexact else CLEAN)}
+    if inexact:
+        loss["bilateral"] = RADIUS * found.noise if pull and _moved(asked) else 0.0
+        loss["softness"] = (SOFTNESS if _moved(asked) else RAW_SOFTNESS) * found.noise
     if not pull:
         loss["bend"] = 0.0
-    loss["alignment"] = Schedule(round(ALIGNMENT * found.spacing, 3) if pull and not found.noisy else 0.0)
+    alignment = ALIGNMENT * min(found.spacing, WIDEST) if pull and not noisy else 0.0
+    loss["alignment"] = Schedule(round(alignment, 4))
     weights = {name: Schedule(weight) for name, weight in WEIGHTS[asked.objective].items()}
     return {**loss, "normal": SIDES, **weights}
+
+
+def _moved(loss: LossConfig) -> bool:
+    """Whether points are, or may be, brought together: a pull's to the points that queries were drawn around unless
+    that is off, others' if it is asked for."""
+    if loss.objective == "pull":
+        return loss.target != "nearest" and loss.bilateral != 0
+    return bool(loss.bilateral)
 
 
 def _with_cells(config: Config, found: Survey) -> Config:
@@ -101,7 +111,7 @@ def _with_cells(config: Config, found: Survey) -> Config:
     train, field = config.train, config.field
     if train.cell is None:
         noise, cell = found.noise / found.spacing, CELL
-        if found.noisy and config.loss.bilateral:
+        if found.noisy and _moved(config.loss):
             cell = max(CELL, min(CELL_OF_CUBE * noise**3, CELL_OF_NOISE * noise))
         elif found.noisy:
             cell = max(RAW_CELL, RAW_CELL_OF_NOISE * noise)

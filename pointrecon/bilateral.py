@@ -20,7 +20,7 @@ from pointrecon.survey import NOISY, typical_spacing
 from shared.isopoints import HasGeometry
 
 FIRST, UPDATES = 0.3, 12  # progress of a run at which the field has a shape, and updates from there to its end
-MANY, SOME = 192, 48  # neighbours; the latter where the former do not settle the points
+MANY, SOME = 192, 48  # neighbours; the latter where the former do not settle the points, and in little noise
 RADIUS = 2.0  # of a filter in standard deviations of the noise
 WIDTHS = (1.0, 1.4, 2.0)  # radii to choose from, in the given one; the first where none may be, or is, better
 CAPPED = 1.5  # radii beyond which a height counts no more in that choice
@@ -38,8 +38,8 @@ class Bilateral:
     """Where the points of a cloud (N, 3) in field space are taken to be.
 
     tree: of the points. radius: standard deviation of the distance at which neighbours count, RADIUS times the noise;
-    but in faint noise no less than points are apart. Of large clouds each update moves a part, spread over all of it.
-    settled: until an update finds otherwise; in faint noise few neighbours are enough.
+    where the noise is little, the spacing of the points. Of large clouds each update moves a part, spread over all of
+    it. settled: until an update finds otherwise; never in little noise, where few neighbours are enough.
     """
 
     def __init__(self, tree: cKDTree, points: Float[Tensor, "n 3"], radius: float) -> None:
@@ -48,9 +48,9 @@ class Bilateral:
         self.cloud = points
         self.points = points.clone()
         self.updates = self.first = 0
-        self.faint = self.noise <= NOISY * spacing
-        self.settled = not self.faint
-        self.radius = max(radius, spacing) if self.faint else radius
+        self.nearly_clean = self.noise <= NOISY * spacing
+        self.settled = not self.nearly_clean
+        self.radius = spacing if self.nearly_clean else radius
         # Neighbours in space are neighbours in the tree: runs of them share theirs.
         runs = np.split(tree.indices, range(RUN, tree.n, RUN))
         mixed = np.random.default_rng(0).permutation(len(runs) - 1)
@@ -83,7 +83,7 @@ class Bilateral:
     def _move(self, block: NDArray[np.int64], field: HasGeometry, active: int | None) -> None:
         for rows in np.split(block, range(CHUNK, len(block), CHUNK)):
             points, normals, _ = self._around(rows, MANY if self.settled else SOME, self.cloud, field, active)
-            moved = bilateral(points, normals, self.radius, self.noise, self.faint)
+            moved = bilateral(points, normals, self.radius, self.noise)
             self.points[torch.from_numpy(rows).to(self.cloud.device)] = moved
 
     def _left(self, rows: NDArray[np.int64], field: HasGeometry, active: int | None) -> float:
@@ -92,7 +92,7 @@ class Bilateral:
         times as large as the noise."""
         points, normals, index = self._around(rows, FEW, self.points, field, active)
         moved = (points != self.cloud[index]).any(dim=2).all(dim=1)
-        apart = (bilateral(points, normals, self.radius / 2, self.noise / 2, False) - points[:, 0])[moved]
+        apart = (bilateral(points, normals, self.radius / 2, self.noise / 2) - points[:, 0])[moved]
         return float(apart.square().sum(dim=1).mean().sqrt()) / self.noise if len(apart) else 0.0
 
     @torch.no_grad()
@@ -114,18 +114,16 @@ class Bilateral:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, with the same cloud."""
         self.points.copy_(state["points"])
-        self.first, self.updates, self.settled = state["first"], state["updates"], state["settled"]
+        self.first, self.updates = state["first"], state["updates"]
+        self.settled = state["settled"] and not self.nearly_clean  # runs of before knew no such clouds
 
 
 def bilateral(
-    points: Float[Tensor, "n k 3"], normals: Float[Tensor, "n k 3"], radius: float, noise: float, faint: bool
+    points: Float[Tensor, "n k 3"], normals: Float[Tensor, "n k 3"], radius: float, noise: float
 ) -> Float[Tensor, "n 3"]:
     """The first of each k points, the nearest to itself, moved along its normal to the mean height of all of them
     (after Fleishman et al. 2003, with differences of normals in the place of those of heights, as in Oeztireli et al.
-    2009).
-
-    noise: its standard deviation. faint: it is so little that heights may differ by detail, of which the others know
-    less; the point and what they predict of it count by their variances then, as in a Kalman filter.
+    2009). noise: its standard deviation.
 
     Normals are unit ones. That of the first point is replaced by a mean with the same kind of weights, before heights
     are. Heights are along chords, to which a sphere's curvature adds nothing (see `chord_error` in
@@ -139,11 +137,8 @@ def bilateral(
     cosine = (normals * normal[:, None]).sum(dim=2)
     height = (apart * (normals + normal[:, None])).sum(dim=2) / (1 + cosine).clamp_min(0.2)
     beside = (distance - height.square()).clamp_min(0)
-    weights, error = _best_weights(beside, cosine, height, distance[:, -1].sqrt(), radius)
-    move = (weights * height).sum(dim=1)
-    if faint:
-        move = (noise**2 / error).clamp_max(1) * move / (1 - weights[:, 0]).clamp_min(1e-9)
-    move = move - _bulge(apart, normals, normal, weights, noise)
+    weights = _best_weights(beside, cosine, height, distance[:, -1].sqrt(), radius)
+    move = (weights * height).sum(dim=1) - _bulge(apart, normals, normal, weights, noise)
     return points[:, 0] + move[:, None] * normal
 
 
@@ -159,10 +154,9 @@ def _best_weights(
     height: Float[Tensor, "n k"],
     farthest: Float[Tensor, " n"],
     radius: float,
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
-    """`_weights` by the radius in WIDTHS that predicts the RUN best which a point is in, and its `_prediction_error`;
-    by no wider one than half of what its neighbours reach: from there on those are missing that are not near in height,
-    too."""
+) -> Float[Tensor, "n k"]:
+    """`_weights` by the radius in WIDTHS that predicts the RUN best which a point is in; by no wider one than half of
+    what its neighbours reach: from there on those are missing that are not near in height, too."""
     weights = _weights(beside, cosine, WIDTHS[0] * radius)
     least = _prediction_error(height, weights, radius)
     for width in WIDTHS[1:]:
@@ -170,7 +164,7 @@ def _best_weights(
         error = _prediction_error(height, wider, radius)
         better = (error < least) & (width * radius < farthest / 2)
         weights, least = torch.where(better[:, None], wider, weights), torch.where(better, error, least)
-    return weights, least
+    return weights
 
 
 def _prediction_error(

@@ -26,7 +26,8 @@ class QueryConfig:
     closeness: float | None = key(
         None,
         "how much closer than that many queries are: spreads are multiplied by a random number in 0..1 to this power, "
-        "one for each query; 0: all spread alike, as in Neural-Pull; none: 0, or 2 for a pull to a clean cloud",
+        "one for each query; 0: all spread alike, as in Neural-Pull; none: 2 for a pull to a clean cloud or a nearly "
+        "clean one, else 0",
         minimum=0.0,
     )
     space_share: float | None = key(
@@ -70,7 +71,8 @@ class LossConfig:
         "noisy points count as moved to the mean height of those near them (standard deviation in field units, half "
         "of which is taken for the noise; up to twice as far, where that tells more) that lie on the same side of "
         "edges, by the field's normals; for siren, igr and pull with target origin; 0: they count as they are; none: "
-        "0, or twice the noise for a pull to a noisy cloud",
+        "0, or twice the noise for a pull to a cloud that has some. Half a spacing and less is taken for little noise: "
+        "then the deviation is one spacing",
         minimum=0.0,
     )
     squared: bool = key(
@@ -135,10 +137,10 @@ class LossConfig:
     alignment: Schedule | None = key(
         None,
         "level set alignment; the paper has a hundredth of what distances count: 0.01 for pull and igr, 10 for siren; "
-        "none: four times the spacing, in field units, for a pull to clean clouds, else 0",
+        "none: four times the spacing, in field units, for a pull to clean clouds and nearly clean ones, else 0",
         minimum=0.0,
     )
-    alignment_points: int = key(512, "queries a step for the alignment: as good as all, for the surface", minimum=1)
+    alignment_points: int = key(512, "queries a step for the alignment; more tell no more", minimum=1)
     alignment_kind: str = key(
         "cosine",
         "what is aligned: directions by their cosine, or, for ablation, by the squared error of gradients that are "
@@ -233,8 +235,8 @@ class Config:
     )
     snap: bool | None = key(
         None,
-        "bring the surface to the points: by what the field is off there, interpolated between them; none: of clean "
-        "clouds, for pull only",
+        "bring the surface to the points: by what the field is off there, less what is noise, interpolated between "
+        "them; none: of clean clouds and nearly clean ones, for pull only",
     )
     smallest: float = key(
         0.01,

@@ -92,7 +92,7 @@ def fit_field(
     points = to_world.to_unit(cloud.points)
     found = survey(points)
     spacing, noise = found.spacing * to_world.scale, found.noise * to_world.scale
-    kind = "noisy" if found.noisy else "nearly clean" if found.faint else "clean"
+    kind = "noisy" if found.noisy else "nearly clean" if found.nearly_clean else "clean"
     print(f"points {spacing:.3g} apart, noise {noise:.2g}: a {kind} cloud")
     config = adapt(asked, found)
     trainer = Trainer(config, points, device, cloud.normals, known)

@@ -1,4 +1,4 @@
-"""A surface brought to the points of an exact cloud: what its field is off there, interpolated in between.
+"""A surface brought to the points of a clean cloud: what its field is off there, interpolated in between.
 
 A field's finest cells are some spacings wide, so it passes beside the points by some hundredths of a spacing, most
 where there is much detail. That error is taken for a Gaussian process along the surface, known at the points (simple

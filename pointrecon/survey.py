@@ -10,8 +10,8 @@ from scipy.spatial import cKDTree
 Points = NDArray[np.float64]
 
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it. With
-# less, but more than FAINT, it is nearly clean.
-NOISY, FAINT = 0.25, 0.1
+# less, but more than CLEAN, it is nearly clean.
+NOISY, CLEAN = 0.25, 0.1
 SAMPLE = 4000  # points that stand for the cloud
 SIZES = (8, 16, 32, 64, 128, 256, 512)  # neighbours that a plane is put through
 WIDE = 5.0  # radius of a neighbourhood in standard deviations about its plane
@@ -40,9 +40,9 @@ class Survey:
         return self.noise > NOISY * self.spacing
 
     @property
-    def faint(self) -> bool:
+    def nearly_clean(self) -> bool:
         """Whether there is noise, but much less than points are apart."""
-        return FAINT * self.spacing < self.noise <= NOISY * self.spacing
+        return not self.noisy and self.noise > CLEAN * self.spacing
 
 
 def survey(points: Points) -> Survey:

@@ -145,7 +145,7 @@ class _Estimated:
 
 
 def filtered(points: Points, normals: Points) -> Points:
-    """What a noisy fit does to its points (pointrecon/bilateral.py), by estimated normals instead of the field's."""
+    """Points brought together as fits do it (pointrecon/bilateral.py), by estimated normals instead of the field's."""
     to_world = fit_box(points)
     unit = to_world.to_unit(points)
     moved = Bilateral(cKDTree(unit), torch.from_numpy(unit).float(), RADIUS * survey(unit).noise)
@@ -154,10 +154,10 @@ def filtered(points: Points, normals: Points) -> Points:
     return to_world.to_world(moved.points.double().numpy())
 
 
-def is_noisy(points: Points) -> bool:
+def brings_together(points: Points) -> bool:
     """Whether a fit brings the points together."""
     found = survey(fit_box(points).to_unit(points))
-    return found.noisy or found.faint
+    return found.noisy or found.nearly_clean
 
 
 def measure(mesh: Mesh, truth: Truth, seed: int) -> dict[str, float]:

@@ -35,7 +35,7 @@ from scripts.cloud_cases import (
     best_poisson,
     filtered,
     held_out,
-    is_noisy,
+    brings_together,
     load_truth,
     make_cloud,
     measure,
@@ -108,7 +108,7 @@ def theirs(case: Case, known: dict[str, str]) -> dict[str, Any]:
     """Figures of screened Poisson that are not known yet."""
     figures: dict[str, Any] = {}
     for name, denoise in OTHERS.items():
-        if known.get(f"{name}_l1") or (denoise is filtered and not is_noisy(case.points)):
+        if known.get(f"{name}_l1") or (denoise is filtered and not brings_together(case.points)):
             continue
         best = best_poisson(case.points, case.truth, denoise)
         figures |= {f"{name}_{column}": value for column, value in best.items()}

@@ -81,16 +81,14 @@ def sphere(count: int, rng: np.random.Generator) -> np.ndarray:
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("faint", [False, True])
-def test_a_point_by_loops(faint: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_point_by_loops(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "WIDTHS", (1.0,))
     generator = torch.Generator().manual_seed(0)
     points = 0.05 * torch.randn(3, 7, 3, generator=generator)
     up = torch.tensor([0.0, 0.0, 1.0])
     normals = F.normalize(up + 0.3 * torch.randn(3, 7, 3, generator=generator), dim=2)
-    found = bilateral(points, normals, 0.06, 0.02, faint)
-    means, predictions, bulges, ways = [], [], [], []
-    for at, theirs in zip(points, normals):
+    found = bilateral(points, normals, 0.06, 0.02)
+    for at, theirs, result in zip(points, normals, found):
 
         def weight(square: float, one: Tensor, other: Tensor) -> float:
             return math.exp(-square / (2 * 0.06**2) - float((one - other).square().sum()) / (2 * AGREE**2))
@@ -108,16 +106,8 @@ def test_a_point_by_loops(faint: bool, monkeypatch: pytest.MonkeyPatch):
             along = (p - centre) - ((p - centre) @ own) * own
             turn, way = turn + w * float(n @ along), way + w * float(along @ along)
         bulge = min(max(0.02**2 * turn / way, -MOST_BENT * 0.02), MOST_BENT * 0.02)
-        means.append(sum(w * h for w, h in zip(weights, heights)) / total)
-        predictions.append(sum(w * h for w, h in zip(weights[1:], heights[1:])) / sum(weights[1:]))
-        bulges.append(bulge)
-        ways.append(own)
-    most = module.CAPPED * 0.06
-    variance = sum(min(abs(p), most) ** 2 for p in predictions) / 3  # of what the others predict, about the points
-    moves = [min(0.02**2 / variance, 1) * p for p in predictions] if faint else means
-    assert not faint or variance > 0.02**2
-    for at, move, bulge, own, result in zip(points, moves, bulges, ways, found):
-        torch.testing.assert_close(result, at[0] + (move - bulge) * own)
+        move = sum(w * h for w, h in zip(weights, heights)) / total - bulge
+        torch.testing.assert_close(result, at[0] + move * own)
 
 
 def test_the_radius_that_predicts_best():
@@ -144,16 +134,22 @@ def test_noise_about_a_plane_falls_as_that_of_a_mean():
 
 
 def test_little_noise_takes_neighbours_as_far_as_points_are_apart():
+    """By twice the noise next to none would count."""
     rng = np.random.default_rng(10)
     spacing = 1.6 / math.sqrt(8000)
-    points = np.column_stack([rng.uniform(-0.8, 0.8, (8000, 2)), rng.normal(scale=0.15 * spacing, size=8000)])
-    found = Bilateral(cKDTree(points), torch.from_numpy(points.astype(np.float32)), RADIUS * 0.15 * spacing)
-    assert not found.settled and found.radius > 2 * RADIUS * found.noise
+    noise = 0.15 * spacing
+    points = np.column_stack([rng.uniform(-0.8, 0.8, (8000, 2)), rng.normal(scale=noise, size=8000)])
+    points[0, :2] = 0.95  # alone
+    found = Bilateral(cKDTree(points), torch.from_numpy(points.astype(np.float32)), RADIUS * noise)
+    assert found.nearly_clean and not found.settled and found.radius > 2 * RADIUS * noise
     x, rows = found.cloud[:100] + 0.01, torch.arange(100)
     found.update(Plane(), FIRST, None)
-    assert found.points[:, 2].std() < 0.5 * 0.15 * spacing, "by twice the noise next to none would count"
+    assert found.points[:, 2].std() < 0.4 * noise and torch.equal(found.points[0], found.cloud[0])
     around, there = found.drawn_around(x, rows)
     torch.testing.assert_close(around - there, x - found.cloud[:100])
+    settled = {**found.state_dict(), "settled": True}  # as runs have it that were made when there were no such clouds
+    found.load_state_dict(settled)
+    assert not found.settled
 
 
 def test_edges_stay():
@@ -274,7 +270,7 @@ def test_queries_go_with_their_points_and_come_closer_when_these_are_settled():
         assert found.settled == (noise == SIGMA)
         _, index = found.tree.query(points[:100], k=MANY if found.settled else SOME)
         around = found.cloud[torch.from_numpy(index)]
-        by_hand = bilateral(around, Plane().normals(around) / 2, RADIUS * SIGMA, SIGMA, False)
+        by_hand = bilateral(around, Plane().normals(around) / 2, RADIUS * SIGMA, SIGMA)
         assert torch.isclose(found.points[:100], by_hand, atol=1e-6).all(dim=1).float().mean() > 0.8, "but other radii"
         around, there = found.drawn_around(x, rows)
         torch.testing.assert_close(there, found.points[:100])

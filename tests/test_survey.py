@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pointrecon.adapt import ALIGNMENT, CELL, CELL_OF_CUBE, CELL_OF_NOISE, NEIGHBOURS, adapt
+from pointrecon.adapt import ALIGNMENT, CELL, CELL_OF_CUBE, CELL_OF_NOISE, NEIGHBOURS, RAW_CELL, WIDEST, adapt
 from pointrecon.config import Config, LossConfig, QueryConfig
 from pointrecon.survey import Survey, stray, survey
 from shared.config import Schedule
@@ -87,15 +87,19 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     assert (clean.loss.target, clean.loss.softness, clean.queries.neighbours) == ("nearest", 0.0, NEIGHBOURS)
     assert (noisy.loss.target, noisy.queries.neighbours) == ("origin", 30), "as wide as twice the noise"
     assert noisy.loss.softness == pytest.approx(0.0025)
-    faint = adapt(Config(), Survey(0.01, 0.002, 5))
-    assert faint.queries == clean.queries and (faint.loss.hole, faint.loss.bend) == (clean.loss.hole, 0)
-    assert (faint.loss.target, faint.loss.bilateral, faint.snap, clean.snap) == ("origin", 0.004, True, True)
+    nearly = adapt(Config(), Survey(0.01, 0.002, 5))
+    assert nearly.queries == clean.queries and (nearly.loss.hole, nearly.loss.bend) == (clean.loss.hole, 0)
+    assert (nearly.loss.target, nearly.loss.bilateral, nearly.snap, clean.snap) == ("origin", 0.004, True, True)
+    assert (nearly.loss.softness, nearly.loss.plane) == (pytest.approx(0.0005), noisy.loss.plane)
     for one in (LossConfig(bilateral=0.0), LossConfig(target="nearest"), LossConfig(objective="siren")):
         assert adapt(Config(loss=one), Survey(0.01, 0.002, 5)) == adapt(Config(loss=one), Survey(0.01, 0.0005, 5))
-    for found in (clean, faint):
+    for found in (clean, nearly):
         assert found.loss.alignment == Schedule(ALIGNMENT * 0.01)
     assert noisy.loss.alignment == adapt(Config(loss=LossConfig(objective="siren")), Survey(0.01, 0, 5)).loss.alignment
     assert noisy.loss.alignment == Schedule(0.0)
+    assert adapt(Config(), Survey(np.inf, 0.0, 0)).loss.alignment == Schedule(ALIGNMENT * WIDEST), "of three points"
+    unmoved = LossConfig(target="nearest", bilateral=0.02)
+    assert adapt(Config(loss=unmoved), Survey(0.01, 0.01, 30)).train.cell == RAW_CELL
     raw = adapt(Config(loss=LossConfig(bilateral=0.0)), Survey(0.01, 0.01, 30))
     assert raw.loss.softness == pytest.approx(0.015), "points that are not brought together keep their noise"
     assert clean.field.finest == round(2 / (CELL * 0.01))
