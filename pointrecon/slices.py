@@ -18,6 +18,7 @@ from torch import Tensor
 from pointrecon.checkpoint import LoadedRun
 from shared.errors import UserError
 from shared.geometry import Similarity
+from shared.mesh import load_mesh
 from shared.run_folder import save_png
 
 AXES = "xyz"
@@ -94,10 +95,11 @@ def round_step(length: float) -> float:
 
 
 def write_slices(run: LoadedRun, axis: str, count: int, out: Path, size: int = 800) -> list[Path]:
-    """Write `count` slices, the middles of as many equal slabs of the box, to out/slice_AXIS_POSITION.png.
+    """Write `count` slices, the middles of as many equal slabs of the surface, to out/slice_AXIS_POSITION.png.
 
-    One slice is the middle of the cloud. Positions and the distance of the level sets, which is printed, are in the
-    cloud's units. Raises UserError for another axis, no slice, a picture without pixels, or a field that is not finite.
+    One slice is the middle of it. Where the run has no mesh yet, slabs are those of the box. Positions and the distance
+    of the level sets, which is printed, are in the cloud's units. Raises UserError for another axis, no slice, a
+    picture without pixels, or a field that is not finite.
     """
     if axis not in ACROSS:
         raise UserError(f"axis {axis!r}: unknown; use one of {', '.join(AXES)}")
@@ -106,13 +108,23 @@ def write_slices(run: LoadedRun, axis: str, count: int, out: Path, size: int = 8
     step = round_step(2 * run.to_world.scale / LEVELS)
     print(f"level sets every {step:g} of the cloud's units, {size} x {size} pixels")
     paths = []
-    for position in (2 * np.arange(count) + 1) / count - 1:
+    lower, upper = _extent(run, axis)
+    for position in lower + (upper - lower) * (np.arange(count) + 0.5) / count:
         path = out / f"slice_{axis}_{_label(run.to_world, axis, position, count)}.png"
         field_step = step / run.to_world.scale
         save_png(path, slice_picture(run.field.sdf, axis, float(position), size, field_step, run.device))
         print(f"wrote {path}")
         paths.append(path)
     return paths
+
+
+def _extent(run: LoadedRun, axis: str) -> tuple[float, float]:
+    """From where to where the run's mesh reaches along the axis, in the box; all of that where there is none."""
+    file = run.folder / "mesh.ply"
+    if not file.is_file():
+        return -1.0, 1.0
+    along = run.to_world.to_unit(load_mesh(file).vertices)[:, AXES.index(axis)].clip(-1, 1)
+    return float(along.min()), float(along.max())
 
 
 def _label(to_world: Similarity, axis: str, position: float, count: int) -> str:

@@ -263,6 +263,6 @@ def use_threads(count: int) -> None:
         count = max(1, cores // local)
     if count > cores:
         print(f"warning: {count} threads: there are {cores} cores; using as many threads", file=sys.stderr)
-    if count > 0:
-        torch.set_num_threads(min(count, cores))
-    cpu.set_threads(torch.get_num_threads())
+    count = min(count, cores) if count > 0 else torch.get_num_threads()
+    cpu.set_threads(count)
+    torch.set_num_threads(count)  # last: numba's threads, when they are started, give torch every core

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,3 +222,11 @@ def test_threads_are_as_many_as_asked_for_but_no_more_than_cores(capsys):
         assert torch.get_num_threads() == found
     assert f"1000000 threads: there are {cores} cores" in capsys.readouterr().err
     use_threads(before)
+
+
+@pytest.mark.parametrize(("asked", "variable"), [("1", "2"), ("0", "1")])
+def test_threads_are_as_many_as_asked_for_when_numba_starts_its_own(asked: str, variable: str):
+    code = f"import shared.loop as loop, torch; loop.use_threads({asked}); print(torch.get_num_threads())"
+    environment = {**os.environ, "OMP_NUM_THREADS": variable}
+    run = [sys.executable, "-c", code]
+    assert subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout == "1\n"

@@ -14,6 +14,7 @@ from pointrecon.slices import INK, INSIDE, OUTSIDE, plane_values, round_step, sl
 from shared.errors import UserError
 from shared.field import FieldConfig, build_field
 from shared.geometry import Similarity
+from shared.mesh import Mesh, save_mesh
 
 CPU = torch.device("cpu")
 
@@ -22,11 +23,13 @@ def ball(x: torch.Tensor) -> torch.Tensor:
     return x.norm(dim=1) - 0.5
 
 
-def run_at(scale: float, translation: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> LoadedRun:
+def run_at(
+    scale: float, translation: tuple[float, float, float] = (0.0, 0.0, 0.0), folder: Path = Path("run")
+) -> LoadedRun:
     """A run whose field is still the sphere that it starts as."""
     torch.manual_seed(0)
     field = build_field(FieldConfig(levels=2, base=4, finest=8, log2_entries=8, feature=0), CPU)
-    return LoadedRun(Path("run"), Config(), field, Similarity(scale, translation), CPU, {})
+    return LoadedRun(folder, Config(), field, Similarity(scale, translation), CPU, {})
 
 
 def darkness(picture: np.ndarray) -> np.ndarray:
@@ -156,6 +159,14 @@ def test_several_slices_are_the_middles_of_slabs(tmp_path):
     assert [path.name for path in write_slices(run_at(10.0, (0.0, 0.0, -1e-9)), "z", 1, tmp_path, size=8)] == [
         "slice_z_+0.000.png"
     ]
+
+
+def test_slabs_are_those_of_the_mesh_where_there_is_one(tmp_path):
+    run = run_at(10.0, (100.0, 0.0, 0.0), folder=tmp_path)
+    flat = Mesh(np.array([[95.0, 0, 1], [105, 1, 1], [100, 0, 3]]), np.array([[0, 1, 2]]))
+    save_mesh(flat, tmp_path / "mesh.ply")
+    names = [path.name for path in write_slices(run, "z", 2, tmp_path, size=8)]
+    assert names == ["slice_z_+1.500.png", "slice_z_+2.500.png"]
 
 
 def test_names_of_a_tiny_cloud_differ(tmp_path):
