@@ -65,7 +65,7 @@ class LossConfig:
         "normals half a finest cell apart are alike, from `plane` on; none: as the cloud's noise asks, for pull only",
         minimum=0.0,
     )
-    bend_points: int = key(2048, "queries a step for the bending", minimum=1)
+    bend_points: int = key(2048, "queries a step for that", minimum=1)
     bilateral: float | None = key(
         None,
         "noisy points count as moved to the mean height of those near them (standard deviation in field units, half "
