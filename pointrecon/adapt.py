@@ -52,7 +52,8 @@ NOISE = {
 }
 # Normals tell a pull the sides, while the shape is coarse; of the shape its own gradients come to know more.
 SIDES = Schedule(0.1, 0.01, 0.0, 0.3)
-# Of a clean cloud's level sets, by its spacing: what an angle does between points is a length, as distances are.
+# Weight of a clean cloud's alignment, by its spacing, which makes an angle a length, as the pull's error is; and the
+# spacing, in field units, from which it grows no more.
 ALIGNMENT, WIDEST = 4.0, 0.1
 # Of the error, in standard deviations of the noise: points that are brought together have about a third of it left.
 SOFTNESS, RAW_SOFTNESS = 0.25, 1.5
