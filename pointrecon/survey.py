@@ -11,7 +11,7 @@ Points = NDArray[np.float64]
 
 # A cloud with more noise than this share of its spacing is noisy: its points are not on the surface but about it. With
 # less, but more than CLEAN, it is nearly clean.
-NOISY, CLEAN = 0.25, 0.1
+NOISY, CLEAN = 0.5, 0.1
 SAMPLE = 4000  # points that stand for the cloud
 SIZES = (8, 16, 32, 64, 128, 256, 512)  # neighbours that a plane is put through
 WIDE = 5.0  # radius of a neighbourhood in standard deviations about its plane

@@ -113,7 +113,7 @@ def test_a_point_by_loops(monkeypatch: pytest.MonkeyPatch):
 def test_the_radius_that_predicts_best():
     """On a plane the widest; where the field's normals miss a wave that is as short as the radius, the given one."""
     rng = np.random.default_rng(8)
-    flat = np.column_stack([rng.uniform(-0.8, 0.8, (20_000, 2)), rng.normal(scale=SIGMA / 4, size=20_000)])
+    flat = np.column_stack([rng.uniform(-0.8, 0.8, (40_000, 2)), rng.normal(scale=SIGMA / 4, size=40_000)])
     wavy = flat + np.array([0, 0, 0.01]) * np.cos(flat[:, :1] * np.pi / 0.04)
     within, radius = np.abs(flat[:, :2]).max(axis=1) < 0.6, SIGMA / 2
     for points, width in ((flat, 2.0), (wavy, 1.0)):
@@ -228,8 +228,8 @@ def fit(**keys: str) -> Trainer:
     overrides = [(f"field.{name}", text) for name, text in small.items()]
     overrides += [("train.cell", "0"), ("queries.batch", "256"), ("queries.pool", "2000"), *keys.items()]
     rng = np.random.default_rng(6)
-    points = 0.6 * sphere(600, rng) + rng.normal(scale=SIGMA, size=(600, 3))
-    return Trainer(adapt(read_config(Config, None, overrides), Survey(0.05, SIGMA, 10)), points, CPU)
+    points = 0.6 * sphere(2400, rng) + rng.normal(scale=SIGMA, size=(2400, 3))
+    return Trainer(adapt(read_config(Config, None, overrides), Survey(0.03, SIGMA, 10)), points, CPU)
 
 
 def test_errors_are_those_of_the_points_where_they_were_moved():
@@ -286,13 +286,13 @@ def test_where_points_are_not_asked_for_none_are_moved():
 
 @pytest.mark.parametrize("settled", [True, False])
 def test_a_resumed_fit_takes_the_same_steps(settled: bool, monkeypatch: pytest.MonkeyPatch):
-    for name, value in (("RUN", 50), ("CHUNK", 100), ("BLOCK", 250), ("SETTLED", 9.0 if settled else 0.0)):
+    for name, value in (("RUN", 200), ("CHUNK", 400), ("BLOCK", 1000), ("SETTLED", 9.0 if settled else 0.0)):
         monkeypatch.setattr(module, name, value)
     whole, curve, file = fit(), [], io.BytesIO()
     for step in range(14):
         if step == 10:
             assert whole.bilateral is not None
-            assert whole.bilateral.first == 500 and whole.bilateral.settled == settled
+            assert whole.bilateral.first == 2000 and whole.bilateral.settled == settled
             torch.save(whole.state_dict(), file)
         curve.append(float(whole.step(step / 14)["loss"]))
     file.seek(0)
