@@ -41,8 +41,9 @@ CLEAN = {
     "hole": Schedule(0.05, 0.0, 0.05, 0.05),
 }
 # In little noise points are brought together, and trusted as much as those of clean clouds. Errors count along normals
-# as early as in noise, for the nearest point is not the right one.
-NEARLY_CLEAN = {**CLEAN, "target": "origin", "plane": 0.05}
+# as early as in noise, for the nearest point is not the right one. Cells are finer than those of noise, and normals as
+# near as half of one are more alike.
+NEARLY_CLEAN = {**CLEAN, "target": "origin", "plane": 0.05, "bend": 0.003}
 NOISE = {
     "target": "origin",
     "bend": 0.001,
@@ -86,11 +87,11 @@ def _queries(objective: str, found: Survey) -> dict[str, Any]:
 
 def _loss(asked: LossConfig, found: Survey) -> dict[str, Any]:
     pull, noisy = asked.objective == "pull", found.noisy
-    inexact = noisy or (found.nearly_clean and pull and _moved(asked))
+    inexact = noisy or (found.nearly_clean and pull and asked.moves_points)
     loss: dict[str, Any] = {**(NOISE if noisy else NEARLY_CLEAN if inexact else CLEAN)}
     if inexact:
-        loss["bilateral"] = RADIUS * found.noise if pull and _moved(asked) else 0.0
-        loss["softness"] = (SOFTNESS if _moved(asked) else RAW_SOFTNESS) * found.noise
+        loss["bilateral"] = RADIUS * found.noise if pull and asked.moves_points else 0.0
+        loss["softness"] = (SOFTNESS if asked.moves_points else RAW_SOFTNESS) * found.noise
     if not pull:
         loss["bend"] = 0.0
     alignment = ALIGNMENT * min(found.spacing, WIDEST) if pull and not noisy else 0.0
@@ -99,20 +100,12 @@ def _loss(asked: LossConfig, found: Survey) -> dict[str, Any]:
     return {**loss, "normal": SIDES, **weights}
 
 
-def _moved(loss: LossConfig) -> bool:
-    """Whether points are, or may be, brought together: a pull's to the points that queries were drawn around unless
-    that is off, others' if it is asked for."""
-    if loss.objective == "pull":
-        return loss.target != "nearest" and loss.bilateral != 0
-    return bool(loss.bilateral)
-
-
 def _with_cells(config: Config, found: Survey) -> Config:
     """With cells, tables for them, and a mesh that shows them."""
     train, field = config.train, config.field
     if train.cell is None:
         noise, cell = found.noise / found.spacing, CELL
-        if found.noisy and _moved(config.loss):
+        if found.noisy and config.loss.moves_points:
             cell = max(CELL, min(CELL_OF_CUBE * noise**3, CELL_OF_NOISE * noise))
         elif found.noisy:
             cell = max(RAW_CELL, RAW_CELL_OF_NOISE * noise)

@@ -181,6 +181,14 @@ class LossConfig:
         minimum=0.0,
     )
 
+    @property
+    def moves_points(self) -> bool:
+        """Whether points are, or may be, brought together: a pull's to the points that queries were drawn around unless
+        that is off, others' if it is asked for."""
+        if self.objective == "pull":
+            return self.target != "nearest" and self.bilateral != 0
+        return bool(self.bilateral)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:

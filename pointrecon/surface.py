@@ -62,12 +62,23 @@ def finished_mesh(
     mesh = keep_components(mesh, config.smallest)
     if cloud is not None:
         mesh = keep_components(trim(mesh, cloud.points, config.trim), config.smallest)
-        mesh = snap(mesh, field, cloud.points, to_world, device) if config.snap else mesh
+        mesh = _brought(mesh, field, cloud, to_world, device) if config.snap else mesh
     if config.faces is not None:
         mesh = decimate(mesh, config.faces)
     if cloud is not None and cloud.colors is not None:
         mesh = replace(mesh, colors=transfer(cloud.points, cloud.colors, mesh.vertices))
     return mesh
+
+
+def _brought(mesh: Mesh, field: FieldLike, cloud: PointCloud, to_world: Similarity, device: torch.device) -> Mesh:
+    """The mesh snapped to its cloud, with a word about how far that brings it."""
+    snapped = snap(mesh, field, cloud.points, to_world, device)
+    far = np.linalg.norm(snapped.vertices - mesh.vertices, axis=1)
+    if far.any():
+        print(f"surface brought to the points: by {far.mean():.2g} in the mean")
+    else:
+        print("surface left as the field has it: the points are not exact enough, or too far from it")
+    return snapped
 
 
 def mesh_resolution(config: Config) -> int:

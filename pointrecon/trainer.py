@@ -86,7 +86,7 @@ class Trainer:
         q, loss = config.queries, config.loss
         if q.neighbours is None or q.closeness is None or q.space_share is None:
             raise ValueError(OPEN)
-        if loss.plane is None or loss.target == "auto":
+        if loss.plane is None or loss.target == "auto" or (loss.moves_points and loss.bilateral is None):
             raise ValueError(OPEN)
         if normals is not None and normals.shape != points.shape:
             raise ValueError(f"normals of shape {normals.shape} for points of shape {points.shape}")
@@ -105,8 +105,7 @@ class Trainer:
             side = -side
         self.side = None if side is None else torch.from_numpy(side).to(device)
         self.normals = None if normals is None else torch.from_numpy(normals).to(cloud)
-        moved = loss.bilateral and (loss.target == "origin" or loss.objective != "pull")
-        self.bilateral = Bilateral(self.queries.tree, cloud, loss.bilateral or 0.0) if moved else None
+        self.bilateral = Bilateral(self.queries.tree, cloud, loss.bilateral or 0.0) if loss.moves_points else None
         self.iso = IsoRegulariser(loss, cloud, config.train.seed)
         self.optimisers = Optimisers(self.field, config.optim)
         self.aligned, self.bent = min(loss.alignment_points, q.batch), min(loss.bend_points, q.batch)

@@ -90,6 +90,7 @@ def test_a_surface_is_cut_snapped_and_simplified_when_asked(run: Path, tmp_path:
     for snap in ("true", "false"):
         out = ["--resolution", "32", "--out", str(tmp_path / f"{snap}.ply")]
         assert main(["mesh", str(run), "--snap", snap, *out]) == 0
+        assert ("surface brought to the points: by 0.0" in capsys.readouterr().out) == (snap == "true")
     snapped, plain = (load_mesh(tmp_path / f"{snap}.ply") for snap in ("true", "false"))
     assert (snapped.faces == plain.faces).all() and 0 < np.abs(snapped.vertices - plain.vertices).max() < 0.1
     assert main(["mesh", str(run), "--trim", "much"]) == 2
