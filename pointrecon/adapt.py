@@ -15,7 +15,7 @@ Section = TypeVar("Section", LossConfig, QueryConfig)
 
 # Finest cell in spacings; of noisy clouds by the noise in spacings, if that is more: so many times its cube, and at
 # most so many times itself. With little noise, points that are brought together are smooth enough for fine cells; where
-# they are not brought together, cells are so many spacings, and so many times the noise, at least.
+# those of noisy clouds are not brought together, cells are so many spacings, and so many times the noise, at least.
 CELL, CELL_OF_CUBE, CELL_OF_NOISE = 2.0, 1.5, 3.7
 RAW_CELL, RAW_CELL_OF_NOISE = 3.9, 3.2
 # Neighbours that give the queries' spread: of clean clouds; of noisy ones at least, or as many as lie within twice the
@@ -41,8 +41,8 @@ CLEAN = {
     "hole": Schedule(0.05, 0.0, 0.05, 0.05),
 }
 # In little noise points are brought together, and trusted as much as those of clean clouds. Errors count along normals
-# as early as in noise, for the nearest point is not the right one. Cells are finer than those of noise, and normals as
-# near as half of one are more alike.
+# as early as in noise, for the nearest point is not the right one. Alike normals take a
+# twentieth off the error of smooth shapes, and up to a fifth, and add as much to that of the most detailed one.
 NEARLY_CLEAN = {**CLEAN, "target": "origin", "plane": 0.05, "bend": 0.003}
 NOISE = {
     "target": "origin",

@@ -115,7 +115,7 @@ class Bilateral:
         """Continue where `state_dict` was taken, with the same cloud."""
         self.points.copy_(state["points"])
         self.first, self.updates = state["first"], state["updates"]
-        self.settled = state["settled"] and not self.nearly_clean  # runs of before knew no such clouds
+        self.settled = state["settled"] and not self.nearly_clean  # in runs of before, more clouds were noisy
 
 
 def bilateral(

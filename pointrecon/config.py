@@ -62,7 +62,8 @@ class LossConfig:
     )
     bend: float | None = key(
         None,
-        "normals half a finest cell apart are alike, from `plane` on; none: as the cloud's noise asks, for pull only",
+        "normals half a finest cell apart are alike, from `plane` on; none: 0, or, for a pull, 0.003 for nearly clean "
+        "clouds and 0.001 for noisy ones",
         minimum=0.0,
     )
     bend_points: int = key(2048, "queries a step for that", minimum=1)
@@ -71,8 +72,8 @@ class LossConfig:
         "noisy points count as moved to the mean height of those near them (standard deviation in field units, half "
         "of which is taken for the noise; up to twice as far, where that tells more) that lie on the same side of "
         "edges, by the field's normals; for siren, igr and pull with target origin; 0: they count as they are; none: "
-        "0, or twice the noise for a pull to a cloud that has some. Half a spacing and less is taken for little noise: "
-        "then the deviation is one spacing",
+        "0, or twice the noise for a pull to a cloud that has some. A spacing and less is taken for little noise: then "
+        "the deviation is one spacing, and a few neighbours count",
         minimum=0.0,
     )
     squared: bool = key(
@@ -81,7 +82,7 @@ class LossConfig:
     plane: float | None = key(
         None,
         "pull: fraction of the run after which the error near the cloud counts along normals only; 1: never; none: "
-        "0.3, or 0.05 in noise",
+        "0.3, or 0.05 in noise, also in little",
         minimum=0.0,
         maximum=1.0,
     )
@@ -89,7 +90,7 @@ class LossConfig:
     # In noise the nearest point lies on the query's side of the surface, so that the pull from space swells a body.
     space: Schedule | None = key(
         None,
-        "pull: weight of the queries from all of space; none: [0.15, 1, 0.2, 0.4], or down to 0.05 in noise",
+        "pull: weight of the queries from all of space; none: [0.15, 1, 0.2, 0.4], or, for noisy clouds, down to 0.05",
         minimum=0.0,
     )
     enclosed: bool = key(
@@ -111,7 +112,8 @@ class LossConfig:
     hole: Schedule | None = key(
         None,
         "pull: beside the cloud's planes, as in a hole beside its rim, normals are those of the rim, and smooth; needs "
-        "facing, and only where nothing is enclosed; none: 0.05 from a twentieth of the run on, or 0 in noise",
+        "facing, and only where nothing is enclosed; none: 0.05 from a twentieth of the run on, or 0 for "
+        "noisy clouds",
         minimum=0.0,
     )
     surface: Schedule | None = key(
@@ -244,7 +246,8 @@ class Config:
     snap: bool | None = key(
         None,
         "bring the surface to the points: by what the field is off there, less what is noise, interpolated between "
-        "them; none: of clean clouds and nearly clean ones, for pull only",
+        "them; none: of clean clouds and nearly clean ones, for pull only; with noise of a quarter of the spacing and "
+        "more it stays where it is",
     )
     smallest: float = key(
         0.01,

@@ -30,7 +30,7 @@ from shared.ranks import is_first
 from shared.run_folder import atomic_write, check_run, open_run
 from shared.runtime import Budget, choose_device
 
-ENOUGH = 2000  # steps
+ENOUGH = 1500  # steps
 DEEP = 1.0  # radius of the sphere that a tile's field starts as: it can become no deeper for long
 
 

@@ -76,7 +76,7 @@ def _brought(mesh: Mesh, field: FieldLike, cloud: PointCloud, to_world: Similari
     far = np.linalg.norm(snapped.vertices - mesh.vertices, axis=1)
     if far.any():
         print(f"surface brought to the points: by {far.mean():.2g} in the mean")
-    else:
+    elif len(far):
         print("surface left as the field has it: the points are not exact enough, or too far from it")
     return snapped
 

@@ -41,7 +41,7 @@ class Survey:
 
     @property
     def nearly_clean(self) -> bool:
-        """Whether there is noise, but much less than points are apart."""
+        """Whether there is noise, but at most half of what points are apart."""
         return not self.noisy and self.noise > CLEAN * self.spacing
 
 

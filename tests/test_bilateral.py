@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,14 +193,14 @@ def test_fewer_points_than_neighbours_and_equal_ones():
 
 
 def test_blocks_take_turns(monkeypatch: pytest.MonkeyPatch):
-    points = sphere(500, np.random.default_rng(4)).astype(np.float32) * 0.6
+    points = sphere(500, np.random.default_rng(4)).astype(np.float32) * 0.2
     noisy = points + np.random.default_rng(5).normal(scale=SIGMA, size=points.shape).astype(np.float32)
     monkeypatch.setattr(module, "RUN", 10)
     whole = moved(noisy, Ball())
     for name, value in (("BLOCK", 200), ("CHUNK", 30)):
         monkeypatch.setattr(module, name, value)
     parts = Bilateral(cKDTree(noisy), torch.from_numpy(noisy), 2 * SIGMA)
-    assert sorted(parts.order) == list(range(500))
+    assert sorted(parts.order) == list(range(500)) and not parts.nearly_clean
     counts = []
     for number in range(4):
         before = parts.points.clone()
@@ -228,8 +229,14 @@ def fit(**keys: str) -> Trainer:
     overrides = [(f"field.{name}", text) for name, text in small.items()]
     overrides += [("train.cell", "0"), ("queries.batch", "256"), ("queries.pool", "2000"), *keys.items()]
     rng = np.random.default_rng(6)
-    points = 0.6 * sphere(2400, rng) + rng.normal(scale=SIGMA, size=(2400, 3))
-    return Trainer(adapt(read_config(Config, None, overrides), Survey(0.03, SIGMA, 10)), points, CPU)
+    points = 0.6 * sphere(2400, rng) + rng.normal(scale=1.5 * SIGMA, size=(2400, 3))
+    return Trainer(adapt(read_config(Config, None, overrides), Survey(0.04, 1.5 * SIGMA, 10)), points, CPU)
+
+
+def test_settings_that_are_open_are_refused():
+    config = adapt(Config(), Survey(0.04, SIGMA, 10))
+    with pytest.raises(ValueError, match="open"):
+        Trainer(replace(config, loss=replace(config.loss, bilateral=None)), sphere(60, np.random.default_rng(6)), CPU)
 
 
 def test_errors_are_those_of_the_points_where_they_were_moved():

@@ -1,6 +1,7 @@
 """What is made of a fitted run: coloured, cut and simplified surfaces, slices, iso-points, folders at once."""
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,12 @@ def test_a_surface_is_cut_snapped_and_simplified_when_asked(run: Path, tmp_path:
     for snap in ("true", "false"):
         out = ["--resolution", "32", "--out", str(tmp_path / f"{snap}.ply")]
         assert main(["mesh", str(run), "--snap", snap, *out]) == 0
-        assert ("surface brought to the points: by 0.0" in capsys.readouterr().out) == (snap == "true")
+        found = re.search(r"surface brought to the points: by (\S+) in the mean", capsys.readouterr().out)
+        assert (found is not None and 0 < float(found[1]) < 0.1) == (snap == "true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pointrecon.surface.snap", lambda mesh, *_: mesh)  # as where the points do not tell
+        assert main(["mesh", str(run), "--snap", "true", *out]) == 0
+    assert "surface left as the field has it" in capsys.readouterr().out
     snapped, plain = (load_mesh(tmp_path / f"{snap}.ply") for snap in ("true", "false"))
     assert (snapped.faces == plain.faces).all() and 0 < np.abs(snapped.vertices - plain.vertices).max() < 0.1
     assert main(["mesh", str(run), "--trim", "much"]) == 2

@@ -63,8 +63,8 @@ def regulariser(points: np.ndarray | None = None, **keys) -> IsoRegulariser:
 def trainer(seed: int = 0, **keys: str) -> Trainer:
     """Of a sphere with noise, and with normals."""
     overrides = {**SMALL, "train.seed": str(seed), **{name.replace("__", "."): text for name, text in keys.items()}}
-    points = 0.6 * directions() + np.random.default_rng(1).normal(scale=0.02, size=(600, 3))
-    chosen = adapt(read_config(Config, None, list(overrides.items())), Survey(0.05, 0.02, 10))
+    points = 0.6 * directions() + np.random.default_rng(1).normal(scale=0.05, size=(600, 3))
+    chosen = adapt(read_config(Config, None, list(overrides.items())), Survey(0.08, 0.05, 10))
     return Trainer(chosen, points, CPU, directions())
 
 

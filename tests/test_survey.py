@@ -93,7 +93,11 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     assert (nearly.loss.target, nearly.loss.bilateral, nearly.snap, clean.snap) == ("origin", 0.004, True, True)
     assert (nearly.loss.softness, nearly.loss.plane) == (pytest.approx(0.0005), noisy.loss.plane)
     for one in (LossConfig(bilateral=0.0), LossConfig(target="nearest"), LossConfig(objective="siren")):
-        assert adapt(Config(loss=one), Survey(0.01, 0.002, 5)) == adapt(Config(loss=one), Survey(0.01, 0.0005, 5))
+        for noise in (0.002, 0.004):
+            assert adapt(Config(loss=one), Survey(0.01, noise, 5)) == adapt(Config(loss=one), Survey(0.01, 0.0005, 5))
+    border = [adapt(Config(), Survey(0.01, noise, 5)) for noise in (0.0045, 0.0055)]
+    assert [one.snap for one in border] == [True, False] and border[0].queries == clean.queries
+    assert [one.loss.bend for one in border] == [nearly.loss.bend, noisy.loss.bend]
     for found in (clean, nearly):
         assert found.loss.alignment == Schedule(ALIGNMENT * 0.01)
     assert noisy.loss.alignment == adapt(Config(loss=LossConfig(objective="siren")), Survey(0.01, 0, 5)).loss.alignment
@@ -104,7 +108,7 @@ def test_settings_follow_from_the_cloud_and_what_is_set_stays() -> None:
     raw = adapt(Config(loss=LossConfig(bilateral=0.0)), Survey(0.01, 0.01, 30))
     assert raw.loss.softness == pytest.approx(0.015), "points that are not brought together keep their noise"
     assert clean.field.finest == round(2 / (CELL * 0.01))
-    for noise, cell in ((0.5, CELL), (1.2, CELL_OF_CUBE * 1.2**3), (3, CELL_OF_NOISE * 3)):
+    for noise, cell in ((0.8, CELL), (1.2, CELL_OF_CUBE * 1.2**3), (3, CELL_OF_NOISE * 3)):
         found = adapt(Config(), Survey(0.01, noise * 0.01, 30))
         assert found.train.cell == pytest.approx(cell) and found.field.finest == round(2 / (cell * 0.01))
     own = Config(queries=QueryConfig(neighbours=7), loss=LossConfig(target="nearest", softness=0.0))
