@@ -41,8 +41,8 @@ CLEAN = {
     "hole": Schedule(0.05, 0.0, 0.05, 0.05),
 }
 # In little noise points are brought together, and trusted as much as those of clean clouds. Errors count along normals
-# as early as in noise, for the nearest point is not the right one. Alike normals take a
-# twentieth off the error of smooth shapes, and up to a fifth, and add as much to that of the most detailed one.
+# as early as in noise, for the nearest point is not the right one. Alike normals take
+# up to a twentieth off the error of smooth shapes, and add as much to that of the most detailed one.
 NEARLY_CLEAN = {**CLEAN, "target": "origin", "plane": 0.05, "bend": 0.003}
 NOISE = {
     "target": "origin",

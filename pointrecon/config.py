@@ -246,8 +246,8 @@ class Config:
     snap: bool | None = key(
         None,
         "bring the surface to the points: by what the field is off there, less what is noise, interpolated between "
-        "them; none: of clean clouds and nearly clean ones, for pull only; with noise of a quarter of the spacing and "
-        "more it stays where it is",
+        "them; none: of clean clouds and nearly clean ones, for pull only; with noise of more than a sixth to a "
+        "quarter of the spacing it stays where it is",
     )
     smallest: float = key(
         0.01,
